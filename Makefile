@@ -1,0 +1,48 @@
+# make run | test | lint | bench | figures | docs. Each makes the environment that it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+EXTRAS ?= data,tensorboard,notebooks,dev
+WORKERS ?= 2
+
+.PHONY: setup run test slow lint format bench figures docs clean
+
+setup: $(STAMP)
+
+# A second environment is made only where none is ready for this pyproject.toml and these pins.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+run: setup
+	$(BIN)/python -m experiments.compare --workdir=runs/saf_digits
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
+
+slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+figures: setup
+	$(BIN)/python -m experiments.figures
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) .cache site

@@ -1,0 +1,1 @@
+"""Configs, figures, notebooks and the commands that launch them."""

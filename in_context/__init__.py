@@ -1,0 +1,1 @@
+"""In-context learning as softmax regression, from exact theory to trained attention."""

@@ -1,0 +1,1 @@
+"""Lion-kappa optimizers for optax and the Lyapunov functions that explain them."""

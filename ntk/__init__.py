@@ -1,0 +1,1 @@
+"""Infinite-width and empirical neural tangent kernels."""

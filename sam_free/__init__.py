@@ -1,0 +1,1 @@
+"""Sharpness-aware training for free: SAF, MESA, the SAM family and sharpness measures."""

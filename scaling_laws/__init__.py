@@ -1,0 +1,1 @@
+"""Laws of loss: fit them, trust them, decide with them."""
