@@ -2,15 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready
 EXTRAS ?= data,tensorboard,notebooks,dev
+STAMP := $(VENV)/.ready-$(EXTRAS)
 WORKERS ?= 2
 
 .PHONY: setup run test slow lint format bench figures docs clean
 
 setup: $(STAMP)
 
-# A second environment is made only where none is ready for this pyproject.toml and these pins.
+# Installs again only when pyproject.toml, the pins or EXTRAS have changed since the last time.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
