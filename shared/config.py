@@ -28,6 +28,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.probe_every = 0  # steps between probes, the first before training; 0: no probes
     config.checkpoint_every = 0  # steps between checkpoints; 0: one per epoch
     config.keep_checkpoints = 2  # newest that are kept, at least 2
+    config.tensorboard = False  # event files in <workdir>/tensorboard beside the record
+    config.wandb_project = ""  # project of Weights & Biases that the run is sent to; "": none
     config.profile_start = 0  # first step of the trace written to <workdir>/profile
     config.profile_steps = 0  # length of the trace; 0: none
     return config
