@@ -123,18 +123,21 @@ def _sorted(tickets: np.ndarray) -> np.ndarray:
     return (np.sort(tickets) & _NUMBER_MASK).astype(np.int32)
 
 
-def shuffled(seed: int, num_examples: int) -> np.ndarray:
-    """All numbers below `num_examples` in an order that depends on the seed alone.
+def shuffled(seed: int, num_examples: int, *, stream: int = 0) -> np.ndarray:
+    """All numbers below `num_examples` in an order that depends on seed and stream alone.
 
     Args:
       seed: in [0, 2**64).
       num_examples: how many.
+      stream: small number >= 0; each purpose takes its own, so that the order of a split is not
+        that of a subset made with the same seed.
     Returns:
       int32 [num_examples].
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed!r}.")
-    return _sorted(_tickets(seed, 0, num_examples))
+    # Counted down from the largest key: no run reaches so many epochs.
+    return _sorted(_tickets(seed, 2**64 - 1 - stream, num_examples))
 
 
 def _blocks(num_examples: int, num_shards: int) -> list[tuple[int, int]]:
