@@ -1,1 +1,5 @@
 """In-context learning as softmax regression, from exact theory to trained attention."""
+
+from in_context import attention_gradient as attention_gradient
+from in_context import softmax_regression as softmax_regression
+from in_context import weight_shift as weight_shift
