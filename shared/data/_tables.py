@@ -42,7 +42,8 @@ def npz(path: str | Path, names: Mapping[str, str] | None = None) -> Arrays:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path} is damaged or holds Python objects ({error}); save plain arrays with numpy.savez."
+            f"{path} is damaged or holds Python objects ({error}); "
+            "save plain arrays with numpy.savez."
         ) from error
     return _checked(arrays, path)
 

@@ -137,7 +137,7 @@ def test_every_cut_of_a_zipped_idx_file_is_noticed(tmp_path):
 def test_idx_files_that_do_not_belong_together(tmp_path):
     write_idx_folder(tmp_path, zipped=False)
     images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "t10k-labels-idx1-ubyte"
-    with pytest.raises(data.DataError, match="12 images .* 5 labels"):
+    with pytest.raises(data.DataError, match=r"12 images .* 5 labels"):
         data.idx(images, labels)
     with pytest.raises(data.DataError, match="swapped"):
         data.idx(labels, images)
@@ -196,7 +196,7 @@ def test_npz_with_a_flipped_byte_lacking_arrays_or_with_objects(tmp_path):
     with pytest.raises(data.DataError, match="Python objects"):
         data.npz(path)
     np.save(tmp_path / "plain.npy", np.arange(3))
-    with pytest.raises(data.DataError, match="no .npz archive"):
+    with pytest.raises(data.DataError, match=r"no \.npz archive"):
         data.npz(tmp_path / "plain.npy")
 
 
