@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 NUMBERS = (int, float, np.integer, np.floating)
 
@@ -56,4 +56,4 @@ def check_logits(caller: str, logits: Any, *, num_classes: int | None = None) ->
 
 def is_traced(value: Any) -> bool:
     """True where a value is known only when the compiled program runs."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)

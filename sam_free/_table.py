@@ -37,7 +37,7 @@ def make_table(num_examples: int, slots: int, num_classes: int, dtype: str) -> T
             "counts; use mesa, whose memory does not grow with the data."
         )
     check_choice("saf", choices=DTYPES, buffer_dtype=dtype)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype("float64") != dtype == "float64":
         raise ValueError("saf: buffer_dtype='float64' needs jax.enable_x64(True).")
     return Table(
         values=jnp.zeros((rows, num_classes), "uint8" if dtype == "int8" else dtype),
