@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -89,7 +90,7 @@ class Checkpoints:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(sealed)
+                    state=ocp.args.StandardSave(_filled(leaves)), record=ocp.args.JsonSave(sealed)
                 ),
             )
         except Exception as error:
@@ -159,10 +160,12 @@ class Checkpoints:
             shapes,
             shardings,
         )
+        wanted = _named(abstract)
         leaves = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_named(abstract)))
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_filled(wanted)))
         )["state"]
-        state = jax.tree.unflatten(jax.tree.structure(shapes), list(leaves.values()))
+        leaves = [leaves[name] if name in leaves else _empty(wanted[name]) for name in wanted]
+        state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         for name, entry in describe(state).items():
             if entry != content["leaves"][name]:
                 raise CheckpointError(
@@ -238,6 +241,15 @@ def _named(tree: PyTree) -> dict[str, Any]:
         f"{number:04d}.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
         for number, (path, leaf) in enumerate(leaves)
     }
+
+
+def _filled(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Without arrays of size zero, which Orbax refuses to save."""
+    return {name: leaf for name, leaf in leaves.items() if math.prod(leaf.shape)}
+
+
+def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
 
 
 def _seal(content: dict[str, Any]) -> dict[str, str]:

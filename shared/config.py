@@ -1,6 +1,10 @@
 """Every key that the training loop reads, in one place."""
 
+from typing import Any
+
 import ml_collections
+
+Config = Any  # an ml_collections.ConfigDict, whose values a type checker cannot know
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -30,6 +34,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2  # newest that are kept, at least 2
     config.tensorboard = False  # event files in <workdir>/tensorboard beside the record
     config.wandb_project = ""  # project of Weights & Biases that the run is sent to; "": none
+    config.prefetch = 0  # batches that a thread reads ahead; 0: read while the device works
     config.profile_start = 0  # first step of the trace written to <workdir>/profile
     config.profile_steps = 0  # length of the trace; 0: none
     return config

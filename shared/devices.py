@@ -156,7 +156,7 @@ def make_devices(parallelism: str = "shard_map", num_devices: int = 0) -> Device
         raise ValueError(
             f"num_devices = {count} must be a multiple of the number of processes, {processes}."
         )
-    chosen: list[jax.Device] = []
+    chosen: list[Any] = []
     for process in range(processes):
         own = [device for device in present if device.process_index == process]
         chosen += own[: count // processes]

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
+from shared.config import Config
 from shared.environment import describe_environment
 
 # A run may be continued with other values of these: they do not change what it computes, but for
 # the rounding that another number of devices brings.
 FREE_KEYS = frozenset(
-    {"num_devices", "parallelism", "keep_checkpoints", "profile_start", "profile_steps"}
+    {"num_devices", "parallelism", "keep_checkpoints", "profile_start", "profile_steps", "prefetch"}
     | {"tensorboard", "wandb_project"}
 )
 
 
-def open_folder(workdir: str | Path, config: ml_collections.ConfigDict) -> Path:
+def open_folder(workdir: str | Path, config: Config) -> Path:
     """Makes the folder of a run, or finds the run of this very config in it.
 
     Writes `config.json` and `environment.json` where they are not there yet; never changes them.
@@ -46,7 +46,7 @@ def open_folder(workdir: str | Path, config: ml_collections.ConfigDict) -> Path:
     return folder
 
 
-def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
     """The config as it comes back from JSON: tuples are lists."""
     return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 

@@ -34,6 +34,7 @@ class Progress:
         self._every_s = every_s
         self._next_line = 0.0
         self._show = show and first < last
+        self._evaluated = ""
         self._bar: Any = None
         if self._show and self._stream.isatty():
             self._bar = tqdm(
@@ -53,25 +54,26 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             return
+        left = (self._last - step) / steps_per_s if steps_per_s > 0 else float("nan")
+        numbers = "".join(f"  {name} {value}" for name, value in shown.items())
         now = time.monotonic()
         if now < self._next_line and step < self._last:
             return
         self._next_line = now + self._every_s
-        left = (self._last - step) / steps_per_s if steps_per_s > 0 else float("nan")
-        numbers = "".join(f"  {name} {value}" for name, value in shown.items())
-        self.say(
+        self._evaluated, evaluated = "", self._evaluated
+        self._stream.write(
             f"step {step}/{self._last}{numbers}  {steps_per_s:.4g} steps/s  {_clock(left)} left"
+            f"{evaluated}\n"
         )
+        self._stream.flush()
 
-    def say(self, text: str) -> None:
-        """Writes a line beside the bar."""
-        if not self._show:
-            return
+    def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Notes an evaluation: at once beside a bar, with the next line elsewhere."""
+        numbers = "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(f"step {step}/{self._last}{numbers}", file=self._stream)
         else:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+            self._evaluated = f"  (step {step}:{numbers})"
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 class Objective(Protocol):
     """What is minimised. SAF, MESA and plain cross-entropy are objectives.
 
-    Three more methods are optional:
+    Three more methods are optional (an attribute of that name that cannot be called is none):
 
     - `sharded(state)` returns a pytree of bool like `state`: True where the leading axis of a leaf
       counts examples and is split over devices in contiguous blocks. Its length must be a multiple

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from shared.config import Config
 from shared.data import on_device
 from shared.devices import AXIS, Devices
-from shared.protocol import Batch, Outputs, Probe, Study, TrainState, model_inputs
+from shared.protocol import Batch, GradientRule, Outputs, Probe, Study, TrainState, model_inputs
 
 Array = jax.Array
 PyTree = Any
@@ -36,9 +36,7 @@ class Program:
     shapes: TrainState  # of ShapeDtypeStruct, in global form
 
 
-def make_program(
-    study: Study, config: ml_collections.ConfigDict, devices: Devices, steps_per_epoch: int
-) -> Program:
+def make_program(study: Study, config: Config, devices: Devices, steps_per_epoch: int) -> Program:
     """Builds the functions of a run and traces the step, so that shapes that do not meet show now.
 
     Raises:
@@ -136,7 +134,7 @@ def compute_in(model: Any, dtype: str) -> Any:
 
 def _device_step(
     study: Study,
-    config: ml_collections.ConfigDict,
+    config: Config,
     steps_per_epoch: int,
     expand: Expand,
     names: list[str],
@@ -167,8 +165,10 @@ def _device_step(
 
             function = rule(loss_fn)
             if hasattr(function, "init"):
-                return function(state.params, batch, gradient)
-            return *function(state.params, batch), gradient
+                value, grads, gradient = function(state.params, batch, gradient)
+            else:
+                value, grads = function(state.params, batch)
+            return value, grads, gradient
 
         if parts == 1:
             (loss, outputs), grads, gradient = differentiate(
@@ -181,7 +181,8 @@ def _device_step(
             )
             gradient = state.gradient
 
-        grads, loss, metrics = jax.lax.pmean((grads, loss, dict(metrics)), AXIS)
+        metrics = _accuracy(logits, batch) | dict(metrics)
+        grads, loss, metrics = jax.lax.pmean((grads, loss, metrics), AXIS)
         model_state, gradient = _same_everywhere((model_state, gradient))
         grad_norm = optax.tree.norm(grads)
         if config.clip_norm > 0:
@@ -227,6 +228,17 @@ def _accumulate(differentiate: Callable, parts: int, model_state: PyTree, batch:
     return loss, logits, model_state, metrics, grads
 
 
+def _accuracy(logits: PyTree, batch: Batch) -> dict[str, Array]:
+    """Share of right classes, where the batch has classes and the logits fit them."""
+    for name, labels in (("label", batch.get("label")), ("tokens", batch.get("tokens"))):
+        if labels is None or not isinstance(logits, jax.Array):
+            continue
+        labels = labels[:, 1:] if name == "tokens" else labels
+        if logits.shape[:-1] == labels.shape:
+            return {"accuracy": jnp.mean(logits.argmax(-1) == labels, dtype=jnp.float32)}
+    return {}
+
+
 def _same_everywhere(tree: PyTree) -> PyTree:
     """Averages what devices may have computed each from its own share."""
 
@@ -246,7 +258,7 @@ def _expanded_probe(probe: Probe, expand: Expand):
     return run
 
 
-def _rule(study: Study):
+def _rule(study: Study) -> GradientRule:
     return study.gradient or (lambda loss_fn: jax.value_and_grad(loss_fn, has_aux=True))
 
 
@@ -256,14 +268,11 @@ def _no_loss(params: PyTree, batch: Batch) -> tuple[Array, Outputs]:
 
 def _split(study: Study, shapes: TrainState) -> TrainState:
     whole = jax.tree.map(lambda _: False, shapes)
-    if not hasattr(study.objective, "sharded"):
+    sharded = getattr(study.objective, "sharded", None)
+    if sharded is None:
         return whole
-    flags = jax.tree.map(bool, study.objective.sharded(shapes.objective))
-    if jax.tree.structure(flags) != jax.tree.structure(shapes.objective):
-        raise ValueError(
-            "objective.sharded(state) must return a bool for every leaf of state, got "
-            f"{jax.tree.structure(flags)} for {jax.tree.structure(shapes.objective)}."
-        )
+    flags = jax.tree.map(bool, sharded(shapes.objective))
+    flags = jax.tree.broadcast(flags, shapes.objective)  # one bool may stand for a whole branch
     return dataclasses.replace(whole, objective=flags)
 
 
@@ -279,7 +288,7 @@ def _check_rows(shapes: TrainState, split: TrainState, devices: Devices) -> None
 def _trace(
     program: Program,
     study: Study,
-    config: ml_collections.ConfigDict,
+    config: Config,
     devices: Devices,
     key: np.ndarray,
 ) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from shared.checkpoint import Checkpoints
+from shared.config import Config as Config
 from shared.config import default_config as default_config
-from shared.data import batch_index, steps_per_epoch
+from shared.data import Prefetch, batch_index, steps_per_epoch
 from shared.devices import Devices, make_devices
 from shared.environment import describe_environment
 from shared.errors import NonFiniteLoss as NonFiniteLoss
@@ -63,7 +63,7 @@ class Result:
 
 def train(
     study: Study,
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: str | Path,
     *,
     show: bool = False,
@@ -92,7 +92,7 @@ class Training:
     def __init__(
         self,
         study: Study,
-        config: ml_collections.ConfigDict,
+        config: Config,
         workdir: str | Path,
         *,
         show: bool = False,
@@ -129,6 +129,7 @@ class Training:
         self._folder = open_folder(workdir, config)
         self._checkpoints = Checkpoints(self._folder / "checkpoints", keep=config.keep_checkpoints)
         self._pending: list[Any] = []  # metrics of the steps since the last line of the record
+        self._ahead: Prefetch | None = None
         self._evaluation: dict[str, float] = {}
         self._state = self._start()
         self._sink = self._open_sink()
@@ -144,7 +145,7 @@ class Training:
         if self.step == 0 and config.probe_every:
             self._probe(self._read(0))
         while self.step < self.num_steps:
-            local = self._read(self.step)
+            local = self._next()
             self._advance(local)
             self._profile()
             last = self.step == self.num_steps
@@ -177,6 +178,8 @@ class Training:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self._progress.close()
         self._sink.close()
         self._checkpoints.close()
@@ -220,10 +223,20 @@ class Training:
         index = part_major(index, self._config.grad_accumulation, self._devices.size)
         return self._study.train_data.batch(index[self._devices.local_rows(len(index))])
 
+    def _next(self) -> Any:
+        if not self._config.prefetch:
+            return self._read(self.step)
+        if self._ahead is None:
+            self._ahead = Prefetch(
+                self._read, self.step, self.num_steps, depth=self._config.prefetch
+            )
+        return next(self._ahead)
+
     def _advance(self, local: Any) -> None:
         state, objective = self._state, self._study.objective
-        if self.step % self.steps_per_epoch == 0 and hasattr(objective, "start_epoch"):
-            turned = objective.start_epoch(state.objective, self.step // self.steps_per_epoch)
+        start_epoch = getattr(objective, "start_epoch", None)
+        if callable(start_epoch) and self.step % self.steps_per_epoch == 0:
+            turned = start_epoch(state.objective, self.step // self.steps_per_epoch)
             state = dataclasses.replace(state, objective=turned)
         batch = self._devices.batch(local)
         if len(self._pending) >= IN_FLIGHT:
@@ -287,8 +300,7 @@ class Training:
         start = time.perf_counter()
         self._evaluation = self._measure()
         self._sink.write(self.step, self._evaluation)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in self._evaluation.items())
-        self._progress.say(f"step {self.step}/{self.num_steps}  {shown}")
+        self._progress.evaluated(self.step, self._evaluation)
         self._time("evaluation", time.perf_counter() - start)
 
     def _probe(self, local: Any) -> None:
@@ -338,7 +350,7 @@ class Training:
             jax.profiler.stop_trace()
 
 
-def check_config(config: ml_collections.ConfigDict, devices: Devices) -> None:
+def check_config(config: Config, devices: Devices) -> None:
     """Refuses values of the loop's keys that cannot work, before anything is made.
 
     Raises:
@@ -353,7 +365,7 @@ def check_config(config: ml_collections.ConfigDict, devices: Devices) -> None:
     for name in ("num_steps", "eval_batch_size", "eval_every_epochs", "probe_every"):
         if config[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {config[name]!r}.")
-    for name in ("checkpoint_every", "profile_start", "profile_steps"):
+    for name in ("checkpoint_every", "prefetch", "profile_start", "profile_steps"):
         if config[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {config[name]!r}.")
     if not 0 <= config.clip_norm < float("inf"):
