@@ -65,7 +65,8 @@ def update_average(
     count = average.count + 1
     rate = jnp.asarray(decay)
     if warmup:
-        rate = jnp.minimum(rate, count / (count + 9))
+        steps = count.astype(rate.dtype)
+        rate = jnp.minimum(rate, steps / (steps + 9))
 
     def mix(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
