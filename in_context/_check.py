@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array
 
 
 def is_traced(value: Any) -> bool:
     """Whether a value is known only when compiled code runs."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def finite(caller: str, **arrays: Any) -> None:
@@ -58,9 +59,10 @@ def number(
             raise ValueError(f"{caller}: {name} must be {bar}, got {value!r}.")
 
 
-def floating(*arrays: Any) -> tuple[Array, ...]:
-    """The arrays in their common floating dtype; integers become the default float."""
-    dtype = jnp.result_type(*[value for value in arrays if value is not None])
+def floating(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays (or None) in their common floating dtype; integers become the default float."""
+    given = [None if value is None else jnp.asarray(value) for value in arrays]
+    dtype = jnp.result_type(*[value for value in given if value is not None])
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
-    return tuple(None if value is None else jnp.asarray(value, dtype) for value in arrays)
+    return tuple(None if value is None else value.astype(dtype) for value in given)
