@@ -1,18 +1,20 @@
 """Checkpoints that are written beside the training, and are never silently wrong.
 
 Orbax writes them, asynchronously and atomically; this module is the only one that knows it. Orbax
-keeps no checksum of the data (one flipped byte restores wrong values without an error), so a
-SHA-256 of every leaf is stored beside the state and compared on restore. A checkpoint that cannot
-be read back exactly is moved to `damaged/`, with a warning, and the one before it is used.
+keeps no checksum of the data (one flipped byte restores wrong values without an error), so two are
+kept here: a SHA-256 of every file, looked at before Orbax reads any, and a SHA-256 of every leaf,
+compared with what it has read. A checkpoint that cannot be read back exactly is moved to
+`damaged/`, with a warning that names the file, and the one before it is used.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from shared.errors import CheckpointError
+from shared.seal import find_damage, seal
 
 PyTree = Any
 
@@ -52,7 +55,6 @@ class Checkpoints:
         if keep < 2:
             raise ValueError(f"keep_checkpoints must be at least 2, got {keep!r}.")
         self.folder = Path(folder).absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -60,7 +62,11 @@ class Checkpoints:
                     shutil.rmtree(left_by_a_kill)
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    create=False,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                ),
                 item_names=("state", "record"),
             )
         except OSError as error:
@@ -84,8 +90,9 @@ class Checkpoints:
         if step <= self._last:  # Orbax would return without a word and without a checkpoint
             raise CheckpointError(f"checkpoint {step} would not be newer than {self._last}.")
         self.wait()
+        before, self._last = self._last, step
         leaves = _named(state)
-        sealed = _seal({"leaves": describe(state), "record": dict(record)})
+        sealed = _with_hash({"leaves": describe(state), "record": dict(record)})
         try:
             saved = self._manager.save(
                 step,
@@ -94,10 +101,11 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
+            self._last = before
             raise CheckpointError(f"could not save step {step}: {_line(error)}") from error
         if not saved:
+            self._last = before
             raise CheckpointError(f"checkpoint {step} was declined by the checkpoint manager.")
-        self._last = step
 
     def wait(self) -> None:
         """Returns when every checkpoint is complete.
@@ -131,7 +139,8 @@ class Checkpoints:
         damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:
-                found, reason = self._read(step, shapes, shardings), ""
+                with _quiet():
+                    found, reason = self._read(step, shapes, shardings), ""
             except Exception as error:  # Orbax raises five kinds for damaged files, bare ones too
                 found, reason = None, _line(error)
             if _on_every_process(found is not None):
@@ -150,10 +159,12 @@ class Checkpoints:
 
     def _read(self, step: int, shapes: PyTree, shardings: PyTree) -> Restored:
         folder = self.folder / str(step)
+        if damage := find_damage(folder):
+            raise CheckpointError(damage)
         record = self._manager.restore(
             step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
         )["record"]
-        content = _unseal(record, folder)
+        content = _without_hash(record, folder)
         _check_shapes(content["leaves"], shapes, folder)
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -172,6 +183,12 @@ class Checkpoints:
                     f"the values of {name} are not those that were saved (SHA-256 differs)"
                 )
         return Restored(step, state, content["record"])
+
+    def _seal(self) -> None:
+        """Runs in Orbax's thread, after the last file and before the move to the final name."""
+        if jax.process_index() == 0:
+            (partial,) = self.folder.glob(f"{self._last}.orbax-checkpoint-tmp*")
+            seal(partial, leave_out=("_CHECKPOINT_METADATA", "commit_success.txt"))
 
     def _set_aside(self, step: int, reason: str, used: int) -> None:
         target = self.folder.parent / "damaged" / str(step)
@@ -252,12 +269,12 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
 
 
-def _seal(content: dict[str, Any]) -> dict[str, str]:
+def _with_hash(content: dict[str, Any]) -> dict[str, str]:
     text = json.dumps(content)
     return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _unseal(sealed: Any, folder: Path) -> dict[str, Any]:
+def _without_hash(sealed: Any, folder: Path) -> dict[str, Any]:
     text = sealed["text"]
     if hashlib.sha256(text.encode()).hexdigest() != sealed["sha256"]:
         raise CheckpointError(f"the record in {folder} was changed (SHA-256 differs)")
@@ -275,6 +292,20 @@ def _check_shapes(saved: Mapping[str, Any], shapes: PyTree, folder: Path) -> Non
             )
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps tracebacks of Orbax's own tasks off the screen: what matters is raised as an error."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
 def _on_every_process(good: bool) -> bool:
     if jax.process_count() == 1:
         return good
@@ -284,4 +315,6 @@ def _on_every_process(good: bool) -> bool:
 def _line(error: BaseException) -> str:
     """The kind and the first line of an error, short enough for a warning."""
     text = str(error).strip().splitlines()
+    if isinstance(error, CheckpointError):
+        return text[0]
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

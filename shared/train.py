@@ -130,6 +130,7 @@ class Training:
         self._checkpoints = Checkpoints(self._folder / "checkpoints", keep=config.keep_checkpoints)
         self._pending: list[Any] = []  # metrics of the steps since the last line of the record
         self._ahead: Prefetch | None = None
+        self._compiled = False
         self._evaluation: dict[str, float] = {}
         self._state = self._start()
         self._sink = self._open_sink()
@@ -247,6 +248,10 @@ class Training:
         self._state, metrics = self._program.step(state, batch, self._key)
         self._pending.append(metrics)
         self.step += 1
+        if not self._compiled:  # the clock starts after compilation
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self._time("compilation", time.perf_counter() - self._since[0])
         self._progress.step()
 
     def _fetch(self) -> None:
@@ -282,7 +287,7 @@ class Training:
         self._sink.write(self.step, means)
         now = time.perf_counter()
         start, first = self._since
-        rate = (self.step - first) / (now - start)
+        rate = (self.step - first) / (now - start) if self.step > first else 0.0
         self._progress.report(self.step, means, rate)
         self._time("train", now - start, steps_per_s=rate)
 
