@@ -1,0 +1,97 @@
+"""Nonlinearities: how one function of (K, v1, v2) carries a Kernel through."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntk._kernel import Kernel
+from ntk.stax._covariance import own_entries, same_entries, spread, variances
+from ntk.stax._layer import Layer
+
+Array = jax.Array
+
+
+class Dual(NamedTuple):
+    """Gaussian averages of f(u) f(v), of f'(u) f'(v), and the residual of the first or None."""
+
+    nngp: Array
+    slope: Array
+    residual: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(Layer):
+    """Base of nonlinearities. A new one defines `fn` and `dual`, and nothing else.
+
+    `dual(cross, var1, var2, q)` takes arrays that broadcast against each other, with
+    q = var1 var2 - cross^2, exact where the inputs are equal.
+    """
+
+    def fn(self, x: Array) -> Array:
+        """The function itself."""
+        raise NotImplementedError(f"{self.name} has no finite-width function.")
+
+    def dual(self, cross: Array, var1: Array, var2: Array, q: Array) -> Dual:
+        """Gaussian averages for pairs."""
+        raise NotImplementedError(f"{self.name} has no kernel.")
+
+    def variance(self, var: Array) -> Array:
+        """E[f(u)^2]."""
+        return self.dual(var, var, var, jnp.zeros_like(var)).nngp
+
+    def check(self, kernel: Kernel) -> None:
+        """Raises when the inputs are not Gaussian."""
+        if not kernel.is_gaussian:
+            raise NotImplementedError(
+                f"{self.name} needs Gaussian inputs: put Dense or Conv in front of it."
+            )
+
+    def apply(self, params: Any, inputs: Any, **kwargs: Any) -> Any:
+        """The function, entry by entry."""
+        del params, kwargs
+        return self.fn(inputs)
+
+    def kernel(self, kernel: Kernel, **kwargs: Any) -> Kernel:
+        """nngp' = E[f f], ntk' = ntk E[f' f']."""
+        del kwargs
+        self.check(kernel)
+        var1, var2 = variances(kernel)
+        flat = kernel.diagonal_spatial
+        left, right = spread(var1, 0, 2, flat), spread(var2, 1, 2, flat)
+        dual = self.dual(
+            kernel.nngp, left, right, _q(kernel.nngp, left, right, kernel.residual,
+                                         same_entries(kernel))
+        )  # fmt: skip
+        tangent = kernel.ntk
+        if tangent is not None and tangent.ndim:
+            tangent = tangent * dual.slope
+        out = kernel.replace(
+            nngp=dual.nngp,
+            ntk=tangent,
+            residual=None if dual.residual is None else jax.lax.stop_gradient(dual.residual),
+            cov1=self._own(kernel, kernel.cov1, var1),
+            cov2=None if kernel.cov2 is None else self._own(kernel, kernel.cov2, var2),
+            is_gaussian=False,
+            is_input=False,
+        )
+        if kernel.mask1 is None and kernel.mask2 is None:
+            return out
+        return out.mask(kernel.mask1, kernel.mask2)
+
+    def _own(self, kernel: Kernel, cov: Array, var: Array) -> Array:
+        if kernel.diagonal_batch and (kernel.diagonal_cov or kernel.spatial_ndim == 0):
+            return self.variance(cov)
+        lead = 1 if kernel.diagonal_batch else 2
+        left = spread(var, 0, lead, kernel.diagonal_cov)
+        right = spread(var, 1, lead, kernel.diagonal_cov)
+        return self.dual(cov, left, right, _q(cov, left, right, None, own_entries(kernel))).nngp
+
+
+def _q(cross: Array, var1: Array, var2: Array, residual: Array | None, equal: Any) -> Array:
+    if residual is None:
+        residual = jnp.maximum(var1 * var2 - cross * cross, 0)
+        if equal is not None:
+            residual = jnp.where(equal, jnp.zeros((), residual.dtype), residual)
+    return jax.lax.stop_gradient(residual)

@@ -1,0 +1,152 @@
+"""How maps of positions and of values act on the covariances of a Kernel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ntk._kernel import Kernel
+
+Array = jax.Array
+
+
+def own_variance(cov: Array, spatial: int, diagonal_batch: bool, diagonal: bool) -> Array:
+    """Variances [N, H, W] from a covariance of one batch with itself."""
+    if not diagonal_batch:
+        cov = jnp.moveaxis(jnp.diagonal(cov, axis1=0, axis2=1), -1, 0)
+    if not diagonal:
+        for _ in range(spatial):
+            cov = jnp.diagonal(cov, axis1=1, axis2=2)
+    return cov
+
+
+def variances(kernel: Kernel) -> tuple[Array, Array]:
+    """Variances of the outputs at every position of x1 and of x2, [N, H, W]."""
+    count, flat = kernel.spatial_ndim, kernel.diagonal_cov
+    var1 = own_variance(kernel.cov1, count, kernel.diagonal_batch, flat)
+    if kernel.cov2 is None:
+        return var1, var1
+    return var1, own_variance(kernel.cov2, count, kernel.diagonal_batch, flat)
+
+
+def spread(var: Array, slot: int, lead: int, diagonal: bool) -> Array:
+    """Reshapes variances [N, H, W] so that they broadcast against pairs.
+
+    Args:
+      var: [N, H, W].
+      slot: 0 for the first of each pair, 1 for the second.
+      lead: 2 for [N1, N2, ...], 1 for [N, ...].
+      diagonal: the pairs hold only equal positions.
+    """
+    number, *spatial = var.shape
+    outer = (number,) if lead == 1 else (number, 1) if slot == 0 else (1, number)
+    if diagonal:
+        return var.reshape(outer + tuple(spatial))
+    inner = tuple(size if i == slot else 1 for size in spatial for i in range(2))
+    return var.reshape(outer + inner)
+
+
+def equal_positions(spatial: Sequence[int]) -> Array | None:
+    """True where two positions are one, [H, H, W, W]; None without positions."""
+    mask = None
+    for i, size in enumerate(spatial):
+        eye = jnp.eye(size, dtype=bool)
+        shape = [1] * (2 * len(spatial))
+        shape[2 * i] = shape[2 * i + 1] = size
+        mask = eye.reshape(shape) if mask is None else mask & eye.reshape(shape)
+    return mask
+
+
+def same_entries(kernel: Kernel) -> Array | None:
+    """Where `nngp` is known to be a variance, broadcastable to it; None when nowhere."""
+    if kernel.same is None:
+        return None
+    if kernel.diagonal_spatial:
+        return kernel.same.reshape(kernel.same.shape + (1,) * kernel.spatial_ndim)
+    positions = equal_positions(_spatial(kernel))
+    if positions is None:
+        return kernel.same
+    return kernel.same.reshape(kernel.same.shape + (1,) * positions.ndim) & positions[None, None]
+
+
+def own_entries(kernel: Kernel) -> Array | None:
+    """Where `cov1` holds variances, for one whose pairs are full in batch or position."""
+    spatial = () if kernel.diagonal_cov else _spatial(kernel)
+    positions = equal_positions(spatial)
+    if kernel.diagonal_batch:
+        return None if positions is None else positions[None]
+    number = kernel.cov1.shape[0]
+    eye = jnp.eye(number, dtype=bool)
+    inner = kernel.cov1.ndim - 2
+    eye = eye.reshape(eye.shape + (1,) * inner)
+    return eye if positions is None else eye & positions[None, None]
+
+
+def _spatial(kernel: Kernel) -> tuple[int, ...]:
+    ndim = len(kernel.shape1)
+    outer = (kernel.batch_axis % ndim, kernel.channel_axis % ndim)
+    return tuple(size for axis, size in enumerate(kernel.shape1) if axis not in outer)
+
+
+def spatial_shape(kernel: Kernel) -> tuple[int, ...]:
+    """Sizes of the axes that are neither batch nor channels."""
+    return _spatial(kernel)
+
+
+def map_covariances(
+    kernel: Kernel, function: Callable[[Array, int, bool], Array], **changes: Any
+) -> Kernel:
+    """Applies one linear map to every covariance.
+
+    Args:
+      kernel: where the covariances are.
+      function: of an array, its number of leading batch axes, and whether it holds equal
+        positions only.
+      **changes: fields to change as well.
+    """
+
+    def mapped(array, lead, diagonal):
+        return array if array is None or array.ndim == 0 else function(array, lead, diagonal)
+
+    outer = 1 if kernel.diagonal_batch else 2
+    changes.setdefault("residual", None)
+    return kernel.replace(
+        nngp=mapped(kernel.nngp, 2, kernel.diagonal_spatial),
+        ntk=mapped(kernel.ntk, 2, kernel.diagonal_spatial),
+        cov1=mapped(kernel.cov1, outer, kernel.diagonal_cov),
+        cov2=mapped(kernel.cov2, outer, kernel.diagonal_cov),
+        **changes,
+    )
+
+
+def on_positions(array: Array, lead: int, count: int, function: Callable[[Array], Array]) -> Array:
+    """Applies a linear map of fields [H, W] to both positions of every pair.
+
+    Args:
+      array: [batch axes, H, H, W, W].
+      lead: number of batch axes.
+      count: number of spatial axes of the fields.
+      function: from [H, W] to another field.
+    """
+    first = [lead + 2 * i for i in range(count)]
+    second = [lead + 2 * i + 1 for i in range(count)]
+    array = array.transpose(list(range(lead)) + first + second)
+    outer, inner = array.shape[:lead], array.shape[lead:]
+    array = array.reshape((-1,) + inner)
+    twice = jax.vmap(jax.vmap(function, in_axes=-1, out_axes=-1))
+
+    def one_side(pairs):
+        # [batch, *field, *other] -> [batch, *new field, *other]
+        field, other = pairs.shape[1 : 1 + count], pairs.shape[1 + count :]
+        flat = twice(pairs.reshape((pairs.shape[0],) + field + (-1,)))
+        return flat.reshape(flat.shape[:-1] + other)
+
+    array = one_side(array)
+    new = array.ndim - 1 - count
+    swap = [0] + list(range(1 + new, array.ndim)) + list(range(1, 1 + new))
+    array = one_side(array.transpose(swap))
+    # now [batch, *new field of the second, *new field of the first]
+    array = array.reshape(outer + array.shape[1:])
+    pairs = [lead + i + side for i in range(new) for side in (new, 0)]
+    return array.transpose(list(range(lead)) + pairs)
