@@ -1,0 +1,58 @@
+"""Predictions from natural parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from scaling_laws import _data
+from scaling_laws.curves._curve import Curve
+
+DENSE = 1024  # of the steps of a bare schedule are computed, the rest interpolated
+
+
+def predict(law, params, data, steps=None):
+    """See `FitResult.predict`."""
+    if not hasattr(law, "response"):
+        return _table(law, params, data)
+    if hasattr(data, "learning_rates"):
+        return _curve(law, params, data)
+    if len(data) and hasattr(data[0], "learning_rates"):
+        return [_curve(law, params, curve) for curve in data]
+    rates = np.asarray(data, dtype=float)
+    if steps is not None:
+        steps = np.asarray(steps)
+        return _curve(law, params, Curve(steps, np.ones(len(steps)), rates))
+    wanted = np.arange(len(rates))
+    chosen = _sample(rates)
+    values = _curve(law, params, Curve(chosen, np.ones(len(chosen)), rates))
+    if len(chosen) == len(wanted):
+        return values
+    return np.exp(PchipInterpolator(chosen, np.log(values))(wanted))
+
+
+def _sample(rates):
+    steps = len(rates)
+    if steps <= DENSE:
+        return np.arange(steps)
+    even = np.linspace(0, steps - 1, DENSE // 2).astype(int)
+    early = np.geomspace(1, steps, DENSE // 4).astype(int) - 1
+    jumps = np.argsort(-np.abs(np.diff(rates)))[: DENSE // 64]
+    near = (jumps[:, None] + np.array([0, 1, 2, 4, 8, 16, 32, 64])[None, :]).ravel()
+    return np.unique(np.clip(np.concatenate([even, early, near]), 0, steps - 1))
+
+
+def _table(law, params, data):
+    columns = _data.complete_columns(data, law.inputs)
+    with jax.enable_x64(True):
+        inputs = {name: jnp.asarray(columns[name]) for name in law.inputs}
+        return np.asarray(law.predict(params, inputs))
+
+
+def _curve(law, params, curve):
+    _data.check_curve(
+        curve, f"predict({law.name}): {getattr(curve, 'name', 'curve')}", losses=False
+    )
+    inputs, _ = _data.curve_inputs(law, [curve])
+    with jax.enable_x64(True):
+        return np.asarray(law.predict(params, jax.tree.map(jnp.asarray, inputs)))
