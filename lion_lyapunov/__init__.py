@@ -1,5 +1,9 @@
 """Lion-kappa optimizers for optax and the Lyapunov functions that explain them."""
 
+from lion_lyapunov import analysis as analysis
+from lion_lyapunov import convert as convert
+from lion_lyapunov import distributed as distributed
+from lion_lyapunov import flow as flow
 from lion_lyapunov import kappas as kappas
 from lion_lyapunov import low_precision as low_precision
 from lion_lyapunov._cautious import add_cautious_decayed_weights as add_cautious_decayed_weights

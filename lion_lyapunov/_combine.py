@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lion_lyapunov._checks import Number, check_positive
-from lion_lyapunov._kappa import Kappa, keep_dtype, make_kappa
+from lion_lyapunov._kappa import Kappa, ScalarFunction, keep_dtype, make_kappa
 
 PyTree = Any
 
@@ -61,36 +61,13 @@ def moreau(kappa: Kappa, mu: Number) -> Kappa:
     if kappa.over_tree:
         raise ValueError(f"moreau: smooth the kappa of each leaf instead of {kappa!r}.")
     if kappa.is_support:
-
-        def slopes(z):
-            return kappa.project(z / mu)
-
-    elif kappa.scalar is not None:
-        slope = kappa.scalar.conjugate_derivative
-        low, high = kappa.scalar.low, kappa.scalar.high
-
-        def bisect(z):
-            # The slope y solves slope(y) + mu y = z, monotone in y, between 0 and z / mu.
-            goal = jnp.clip(z / mu, low, high)
-            digits = 24 if z.dtype == jnp.float32 else 53
-
-            def halve(_, bracket):
-                near, far = bracket
-                middle = 0.5 * (near + far)
-                beyond = jnp.abs(slope(middle) + mu * middle) > jnp.abs(z)
-                return jnp.where(beyond, near, middle), jnp.where(beyond, middle, far)
-
-            steps = digits + 6
-            near, far = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(goal), goal))
-            return 0.5 * (near + far)
-
-        slopes = keep_dtype(bisect)
-        if not kappa.is_even:
-            raise ValueError(f"moreau: a separable kappa must be even, got {kappa!r}.")
+        slopes = _projected(kappa, mu)
+    elif kappa.scalar is not None and kappa.is_even:
+        slopes = _bisected(kappa.scalar, mu)
     else:
         raise ValueError(
-            f"moreau: kappa must be a support function or separable, got {kappa!r}; smooth before "
-            "lifting, as in spectral(moreau(huber(0.1), 0.1))."
+            f"moreau: kappa must be a support function or even and separable, got {kappa!r}; "
+            "smooth before lifting, as in spectral(moreau(huber(0.1), 0.1))."
         )
 
     def value(z):
@@ -109,6 +86,29 @@ def moreau(kappa: Kappa, mu: Number) -> Kappa:
         is_smooth=True,
         is_symmetric=kappa.is_symmetric,
     )
+
+
+def _projected(kappa: Kappa, mu: Number) -> Callable:
+    return lambda z: kappa.project(z / mu)
+
+
+def _bisected(phi: ScalarFunction, mu: Number) -> Callable:
+    """The slope y of the envelope solves phi*'(y) + mu y = z, monotone, between 0 and z / mu."""
+
+    def solve(z):
+        goal = jnp.clip(z / mu, phi.low, phi.high)
+        digits = 24 if z.dtype == jnp.float32 else 53
+
+        def halve(_, bracket):
+            near, far = bracket
+            middle = 0.5 * (near + far)
+            beyond = jnp.abs(phi.conjugate_derivative(middle) + mu * middle) > jnp.abs(z)
+            return jnp.where(beyond, near, middle), jnp.where(beyond, middle, far)
+
+        near, far = jax.lax.fori_loop(0, digits + 6, halve, (jnp.zeros_like(goal), goal))
+        return 0.5 * (near + far)
+
+    return keep_dtype(solve)
 
 
 def half_squared(norm: Kappa) -> Kappa:

@@ -81,22 +81,17 @@ def kth_largest(size: Array, k: int) -> Array:
     """
     width = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[size.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(size, width).reshape(-1)
-    num_bits = 8 * size.dtype.itemsize - 1  # the sign bit is 0
+    pairs = 4 * size.dtype.itemsize - 1  # the sign bit is 0; below it one bit, then pairs
 
-    def count(pattern):
-        return jnp.sum(bits >= pattern, dtype=jnp.int32)
+    def reached(pattern):
+        return (jnp.sum(bits >= pattern, dtype=jnp.int32) >= k).astype(width)
 
-    pattern = jnp.zeros((), width)
-    top = num_bits
-    while top > 0:
-        step = 2 if top >= 2 else 1
-        low = top - step
-        unit = jnp.asarray(1 << low, width)
-        reached = jnp.zeros((), width)
-        for digit in range(1, 1 << step):
-            reached += (count(pattern + digit * unit) >= k).astype(width)
-        pattern = pattern + reached * unit
-        top = low
+    def settle(done, pattern):
+        unit = jnp.left_shift(jnp.ones((), width), (2 * (pairs - 1 - done)).astype(width))
+        return pattern + unit * sum(reached(pattern + digit * unit) for digit in (1, 2, 3))
+
+    first = jnp.asarray(1 << (2 * pairs), width)
+    pattern = jax.lax.fori_loop(0, pairs, settle, first * reached(first))
     return jax.lax.bitcast_convert_type(pattern, size.dtype)
 
 

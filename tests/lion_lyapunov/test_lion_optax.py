@@ -274,7 +274,7 @@ def test_bad_settings_are_refused_by_name(make, match):
 
 
 def test_a_function_is_not_a_kappa():
-    with pytest.raises(TypeError, match="must come from lion_lyapunov.kappas"):
+    with pytest.raises(TypeError, match="must come from lion_lyapunov"):
         lion_k(0.1, jnp.sign)
 
 
