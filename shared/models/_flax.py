@@ -33,7 +33,7 @@ def from_linen(module: Any, *, train_argument: str | None = "train") -> Model:
         variables = dict(
             module.init({"params": params_key, "dropout": dropout_key}, inputs, **flag(False))
         )
-        return variables.pop("params", {}), variables
+        return variables.pop("params", {}), variables or ()
 
     def apply(
         params: PyTree, model_state: PyTree, inputs: Array, *, train: bool, key: Array | None
