@@ -76,6 +76,7 @@ class Devices:
             return jax.pmap(
                 function,
                 axis_name=AXIS,
+                axis_size=self.size,
                 in_axes=jax.tree.map(_axis, in_split),
                 out_axes=jax.tree.map(_axis, out_split),
                 devices=list(self.mesh.devices.flat),

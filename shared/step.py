@@ -12,6 +12,7 @@ import optax
 from shared.config import Config
 from shared.data import on_device
 from shared.devices import AXIS, Devices
+from shared.errors import NonFiniteLoss, RunError
 from shared.protocol import Batch, GradientRule, Outputs, Probe, Study, TrainState, model_inputs
 
 Array = jax.Array
@@ -30,6 +31,7 @@ class Program:
     # (state, batch, key) -> (state, metrics [len(metric_names)]); takes over the state's memory
     step: Callable[[TrainState, Batch, Array], tuple[TrainState, Array]]
     prepare: Callable[[PyTree, Batch], PyTree] | None  # (objective's state, batch)
+    check: Callable[[TrainState], Array]  # (state): bool [1 + leaves], what `complaint` reads
     probes: Mapping[str, Callable[[TrainState, Batch, Array], Mapping[str, Array]]]
     metric_names: tuple[str, ...]
     split: TrainState  # of bool: which leaves are split over devices
@@ -81,6 +83,7 @@ def make_program(study: Study, config: Config, devices: Devices, steps_per_epoch
         init=jax.jit(init, out_shardings=devices.shardings(split)),
         step=step,
         prepare=prepare,
+        check=devices.map(_device_check(split), (split,), False),
         probes=probes,
         metric_names=(),
         split=split,
@@ -88,6 +91,21 @@ def make_program(study: Study, config: Config, devices: Devices, steps_per_epoch
     )
     _trace(program, study, config, devices, key)
     return dataclasses.replace(program, metric_names=tuple(names))
+
+
+def complaint(program: Program, state: TrainState) -> tuple[type[RunError], str] | None:
+    """What is wrong with a state (in the layout of the mapped functions), or None."""
+    finite, *same = np.asarray(program.check(state)).tolist()
+    if not finite:
+        return NonFiniteLoss, "the parameters are not finite"
+    if all(same):
+        return None
+    paths, _ = jax.tree.flatten_with_path(program.shapes)
+    name = jax.tree_util.keystr(paths[same.index(False)][0])
+    return RunError, (
+        f"the state{name} is not the same on every device: average it over {AXIS!r} where it is "
+        "made, or name it in the objective's `sharded`"
+    )
 
 
 def run_key(seed: int) -> np.ndarray:
@@ -237,6 +255,27 @@ def _accuracy(logits: PyTree, batch: Batch) -> dict[str, Array]:
         if logits.shape[:-1] == labels.shape:
             return {"accuracy": jnp.mean(logits.argmax(-1) == labels, dtype=jnp.float32)}
     return {}
+
+
+def _device_check(split: TrainState) -> Callable[[TrainState], Array]:
+    """Are parameters finite, and is what every device holds whole the same, bit for bit?"""
+
+    def check(state: TrainState) -> Array:
+        leaves = jax.tree.leaves((state.params, state.model_state))
+        finite = jnp.array([jnp.isfinite(x).all() for x in leaves]).all()
+        same = [
+            jnp.array(True) if is_split else _same(x)
+            for x, is_split in zip(jax.tree.leaves(state), jax.tree.leaves(split))
+        ]
+        return jax.lax.pmin(jnp.stack([finite, *same]).astype(jnp.int32), AXIS) > 0
+
+    return check
+
+
+def _same(x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.inexact):  # as bits: NaN is the same as NaN
+        x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    return (jax.lax.pmax(x, AXIS) == jax.lax.pmin(x, AXIS)).all()
 
 
 def _same_everywhere(tree: PyTree) -> PyTree:

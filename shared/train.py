@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shared.checkpoint import Checkpoints
@@ -45,8 +44,8 @@ from shared.protocol import PyTree as PyTree
 from shared.protocol import Study as Study
 from shared.protocol import TrainState as TrainState
 from shared.protocol import model_inputs as model_inputs
+from shared.step import complaint, make_program, part_major, run_key
 from shared.step import compute_in as compute_in
-from shared.step import make_program, part_major, run_key
 
 IN_FLIGHT = 2  # steps that were started and not waited for; many can deadlock simulated devices
 
@@ -80,6 +79,7 @@ def train(
     Raises:
       ValueError, TypeError: the arguments do not fit each other; nothing was overwritten.
       NonFiniteLoss: the loss or the parameters stopped being finite.
+      RunError: devices hold different values of a leaf that should be the same on all.
       CheckpointError: no checkpoint of the folder can be used, or one cannot be written.
     """
     with Training(study, config, workdir, show=show) as training:
@@ -121,11 +121,6 @@ class Training:
             )
             for name, source in study.eval_data.items()
         }
-        self._finite = jax.jit(
-            lambda tree: jnp.stack(
-                [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)] or [jnp.array(True)]
-            ).all()
-        )
         self._folder = open_folder(workdir, config)
         self._checkpoints = Checkpoints(self._folder / "checkpoints", keep=config.keep_checkpoints)
         self._pending: list[Any] = []  # metrics of the steps since the last line of the record
@@ -262,9 +257,9 @@ class Training:
         for offset, row in enumerate(self._pending, start=1):
             if not np.isfinite(row[loss]):
                 self._sink.write(first + offset, self._named(row))
-                self._refuse(f"the loss is {row[loss]} at step {first + offset}")
+                self._refuse(NonFiniteLoss, f"the loss is {row[loss]} at step {first + offset}")
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, kind: type[RunError], what: str) -> None:
         self._sink.flush()
         self._checkpoints.wait()
         kept = self._checkpoints.steps()
@@ -273,9 +268,8 @@ class Training:
             if kept
             else "no checkpoint was saved before it"
         )
-        raise NonFiniteLoss(
-            f"{what} of {self.num_steps}; {good}. Lower learning_rate, or set clip_norm."
-        )
+        hint = " Lower learning_rate, or set clip_norm." if kind is NonFiniteLoss else ""
+        raise kind(f"{what} of {self.num_steps}; {good}.{hint}")
 
     def _named(self, row: Any) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self._program.metric_names, row)}
@@ -324,8 +318,9 @@ class Training:
     def _save(self) -> None:
         start = time.perf_counter()
         self._fetch()
-        if not self._finite((self._state.params, self._state.model_state)):
-            self._refuse(f"the parameters are not finite after step {self.step}")
+        if found := complaint(self._program, self._state):
+            kind, what = found
+            self._refuse(kind, f"{what}; seen after step {self.step}")
         self._sink.flush()
         self._checkpoints.save(
             self.step,
@@ -373,6 +368,8 @@ def check_config(config: Config, devices: Devices) -> None:
     for name in ("checkpoint_every", "prefetch", "profile_start", "profile_steps"):
         if config[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {config[name]!r}.")
+    if config.keep_checkpoints < 2:
+        raise ValueError(f"keep_checkpoints must be at least 2, got {config.keep_checkpoints!r}.")
     if not 0 <= config.clip_norm < float("inf"):
         raise ValueError(f"clip_norm must be finite and at least 0, got {config.clip_norm!r}.")
     share = devices.size * config.grad_accumulation
