@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ntk._kernel import Kernel
 from ntk.stax._covariance import own_entries, same_entries, spread, variances
-from ntk.stax._layer import Layer
+from ntk.stax._layer import Layer, Need
 
 Array = jax.Array
 
@@ -47,6 +47,10 @@ class Activation(Layer):
             raise NotImplementedError(
                 f"{self.name} needs Gaussian inputs: put Dense or Conv in front of it."
             )
+
+    def need(self, need: Need) -> Need:
+        """Variances, besides what the outputs need."""
+        return Need(need.pairs, True, need.own_pairs)
 
     def apply(self, params: Any, inputs: Any, **kwargs: Any) -> Any:
         """The function, entry by entry."""

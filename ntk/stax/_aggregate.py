@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk._kernel import Kernel
-from ntk.stax._covariance import spatial_shape
+from ntk.stax._covariance import map_covariances, spatial_shape
 from ntk.stax._kernel_fn import as_network
 from ntk.stax._layer import Layer, Need, Network, axes_of, check_axes
 from ntk.stax._pool import pairs_if_read
@@ -125,8 +125,8 @@ class AggregateLayer(Layer):
             second = first if second is None else second
         else:
             first = second = pattern
-        if kernel.diagonal_spatial or kernel.diagonal_cov:
-            raise ValueError("the kernel holds only equal positions (diagonal_spatial=True).")
+        # Checks that there are pairs, and drops variances that nobody reads.
+        kernel = map_covariances(kernel, lambda array, lead, diagonal: array, mixes=True)
         ndim = len(kernel.shape1)
         _, _, spatial = axes_of(ndim, self.batch_axis, self.channel_axis)
         slots = [spatial.index(a) for a in self._axes(ndim)]

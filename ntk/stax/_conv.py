@@ -13,7 +13,7 @@ from ntk._kernel import Kernel
 from ntk.stax._affine import affine, check_affine, draw, weight_scale
 from ntk.stax._covariance import equal_positions, map_covariances
 from ntk.stax._kernel_fn import as_network
-from ntk.stax._layer import Layer, Need, Network, check_axes
+from ntk.stax._layer import Layer, Network, check_axes
 from ntk.stax._window import (
     Padding,
     Window,
@@ -207,12 +207,6 @@ class ConvLayer(Layer):
             keep = window_sum(keep, (self.spec[0].index(letter),), window)
         order = [self.spec[0].index(c) for c in self.spec[2]]
         return (keep == 0).transpose(order)
-
-    def need(self, need: Need) -> Need:
-        """Equal positions suffice for equal positions; unshared filters never need more."""
-        if self.kind == "ConvLocal":
-            return Need(pairs=False, own=need.own, own_pairs=False)
-        return need
 
     def kernel(self, kernel: Kernel, **kwargs: Any) -> Kernel:
         """Averages over the offsets of the filter, then weights and bias as in Dense."""

@@ -24,6 +24,8 @@ def own_variance(cov: Array, spatial: int, diagonal_batch: bool, diagonal: bool)
 def variances(kernel: Kernel) -> tuple[Array, Array]:
     """Variances of the outputs at every position of x1 and of x2, [N, H, W]."""
     count, flat = kernel.spatial_ndim, kernel.diagonal_cov
+    if kernel.cov1 is None:
+        raise ValueError("the kernel holds no variances; compute it with get=None.")
     var1 = own_variance(kernel.cov1, count, kernel.diagonal_batch, flat)
     if kernel.cov2 is None:
         return var1, var1
@@ -95,7 +97,11 @@ def spatial_shape(kernel: Kernel) -> tuple[int, ...]:
 
 
 def map_covariances(
-    kernel: Kernel, function: Callable[[Array, int, bool], Array], **changes: Any
+    kernel: Kernel,
+    function: Callable[[Array, int, bool], Array],
+    *,
+    mixes: bool = False,
+    **changes: Any,
 ) -> Kernel:
     """Applies one linear map to every covariance.
 
@@ -103,8 +109,20 @@ def map_covariances(
       kernel: where the covariances are.
       function: of an array, its number of leading batch axes, and whether it holds equal
         positions only.
+      mixes: whether the map needs pairs of different positions. Where `cov1` and `cov2` hold none,
+        the plan found that nobody reads them any more, and they are dropped.
       **changes: fields to change as well.
+    Raises:
+      ValueError: the map needs pairs that `nngp` does not hold.
     """
+    mixes = mixes and kernel.spatial_ndim > 0
+    if mixes and kernel.diagonal_spatial:
+        raise ValueError(
+            "the kernel holds only equal positions (diagonal_spatial=True), and this layer needs "
+            "all pairs; compute the kernel below it with diagonal_spatial=False."
+        )
+    if mixes and kernel.diagonal_cov:
+        kernel = kernel.replace(cov1=None, cov2=None)
 
     def mapped(array, lead, diagonal):
         return array if array is None or array.ndim == 0 else function(array, lead, diagonal)

@@ -126,14 +126,13 @@ class DotGeneralLayer(Layer):
             return jnp.moveaxis(out, order.index(batch), 0) if with_batch else out
 
         def mapped(array, lead, diagonal):
-            if diagonal:
-                raise ValueError("the kernel holds only equal positions (diagonal_spatial=True).")
+            del diagonal
             outer = 0 if with_batch else lead
             return on_positions(array, outer, len(field), function)
 
         full = self._order(ndim)
         return map_covariances(
-            kernel, mapped, is_input=False, mask1=None, mask2=None, same=None,
+            kernel, mapped, mixes=True, is_input=False, mask1=None, mask2=None, same=None,
             shape1=self.output_shape(kernel.shape1), shape2=self.output_shape(kernel.shape2),
             batch_axis=full.index(batch), channel_axis=full.index(channel),
         )  # fmt: skip

@@ -86,8 +86,7 @@ class ImageResizeLayer(Layer):
         matrices = self._matrices(kernel.shape1, kernel.nngp.dtype)
 
         def resized(array, lead, diagonal):
-            if diagonal and matrices:
-                raise ValueError("the kernel holds only equal positions (diagonal_spatial=True).")
+            del diagonal
             for slot, matrix in matrices:
                 for axis in (lead + 2 * slot, lead + 2 * slot + 1):
                     array = jnp.tensordot(matrix, array, ((1,), (axis,)), precision="highest")
@@ -95,7 +94,7 @@ class ImageResizeLayer(Layer):
             return array
 
         return map_covariances(
-            kernel, resized, is_input=False, shape1=out_shape,
+            kernel, resized, mixes=True, is_input=False, shape1=out_shape,
             shape2=self.output_shape(kernel.shape2),
             mask1=None if kernel.mask1 is None else self.mask(kernel.mask1, kernel.shape1),
             mask2=None if kernel.mask2 is None else self.mask(kernel.mask2, kernel.shape2),

@@ -114,7 +114,7 @@ class PoolLayer(Layer):
         divisors = self._divisors(kernel.shape1, kernel.nngp.dtype)
 
         def pooled(array, lead, diagonal):
-            _refuse_diagonal(diagonal and len(windows) > 0)
+            del diagonal
             array = single_windows(array, lead, windows)
             for i, divisor in enumerate(divisors):
                 if divisor is not None:
@@ -130,21 +130,13 @@ class PoolLayer(Layer):
             )
         }
         return map_covariances(
-            kernel, pooled, is_input=False, shape1=self.output_shape(kernel.shape1),
+            kernel, pooled, mixes=True, is_input=False, shape1=self.output_shape(kernel.shape1),
             shape2=self.output_shape(kernel.shape2), **masks,
         )  # fmt: skip
 
 
 def _along(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(-1 if a == axis else 1 for a in range(ndim))
-
-
-def _refuse_diagonal(diagonal: bool) -> None:
-    if diagonal:
-        raise ValueError(
-            "the kernel holds only equal positions (diagonal_spatial=True), and this layer needs "
-            "all pairs; compute the kernel below it with diagonal_spatial=False."
-        )
 
 
 def _pool(kind, window_shape, strides, padding, normalize_edges, batch_axis, channel_axis):
@@ -242,12 +234,11 @@ class GlobalPoolLayer(Layer):
         """The mean or sum over all pairs of positions."""
         del kwargs
         check_axes(kernel, self.batch_axis, self.channel_axis)
-        count = kernel.spatial_ndim
         batch, channel, spatial = axes_of(len(kernel.shape1), self.batch_axis, self.channel_axis)
         total = math.prod(spatial_shape(kernel))
 
         def pooled(array, lead, diagonal):
-            _refuse_diagonal(diagonal and count > 0)
+            del diagonal
             summed = jnp.sum(array, axis=tuple(range(lead, array.ndim)))
             if self.kind == "GlobalSumPool":
                 return summed
@@ -258,7 +249,7 @@ class GlobalPoolLayer(Layer):
             None if m is None else jnp.all(m, axis=spatial) for m in (kernel.mask1, kernel.mask2)
         ]
         out = map_covariances(
-            kernel, pooled, is_input=False, mask1=masks[0], mask2=masks[1],
+            kernel, pooled, mixes=True, is_input=False, mask1=masks[0], mask2=masks[1],
             shape1=self.output_shape(kernel.shape1), shape2=self.output_shape(kernel.shape2),
             batch_axis=order.index(batch), channel_axis=order.index(channel),
         )  # fmt: skip
