@@ -7,6 +7,7 @@ shard_map as [rows, ...], which is also the form in checkpoints.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,15 +74,16 @@ class Devices:
           donate: arguments whose memory the result may take.
         """
         if self.parallelism == "pmap":
-            return jax.pmap(
-                function,
+            # pmap asks for one argument that is split, so it always gets one: the device's place.
+            mapped = jax.pmap(
+                lambda place, *arguments: function(*arguments),
                 axis_name=AXIS,
-                axis_size=self.size,
-                in_axes=jax.tree.map(_axis, in_split),
+                in_axes=(0, *jax.tree.map(_axis, in_split)),
                 out_axes=jax.tree.map(_axis, out_split),
                 devices=list(self.mesh.devices.flat),
-                donate_argnums=donate,
+                donate_argnums=tuple(number + 1 for number in donate),
             )
+            return functools.partial(mapped, np.arange(self.size))
         # With check_vma=True, differentiating with respect to a whole (invariant) array sums over
         # devices on its own, and a pmean after it is N times too large. With False the semantics
         # are pmap's: a gradient is the device's own until it is averaged by hand. False also
