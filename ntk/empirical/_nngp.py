@@ -1,7 +1,9 @@
 """Empirical output kernels and both kernels at once."""
 
+import collections
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,10 @@ Array = jax.Array
 PyTree = Any
 
 
-class EmpiricalKernel(NamedTuple):
-    """Both kernels of a finite network, or whichever was asked for; the other is None."""
-
-    nngp: PyTree = None
-    ntk: PyTree = None
+@functools.cache
+def empirical_kernel_type(names: tuple[str, ...]) -> Any:
+    """The named tuple that holds the kernels asked for, and no others."""
+    return collections.namedtuple("EmpiricalKernel", names)
 
 
 def empirical_nngp_fn(
@@ -77,7 +78,8 @@ def empirical_kernel_fn(
     Args: those of `empirical_ntk_fn`.
     Returns:
       `kernel_fn(x1, x2, get, params, **kwargs)`. `get` is "nngp", "ntk", a tuple of them, or None
-      for both. A string gives the kernel itself, a tuple an EmpiricalKernel with its fields.
+      for both. A string gives the kernel itself, a tuple a named tuple with these fields; where `f`
+      returns a tree, a tree of named tuples.
     Raises:
       ValueError: `get` asks for something else.
     """
@@ -108,6 +110,9 @@ def empirical_kernel_fn(
                     f"empirical_kernel_fn: get={get!r} must name 'nngp' or 'ntk', got {name!r}."
                 )
         found = {name: functions[name](x1, x2, params, **apply_fn_kwargs) for name in wanted}
-        return found[get] if isinstance(get, str) else EmpiricalKernel(**found)
+        if isinstance(get, str):
+            return found[get]
+        kernel = empirical_kernel_type(wanted)
+        return jax.tree.map(lambda *leaves: kernel(*leaves), *(found[name] for name in wanted))
 
     return kernel_fn
