@@ -17,7 +17,7 @@ def make_state(value: float, num_devices: int = 4):
         "step": jnp.asarray(int(value), jnp.int32),
         "params": [jnp.full((3, 5), float(value)), jnp.linspace(0, value, 7).astype(jnp.bfloat16)],
         "nothing": (),
-        "empty": jnp.zeros((4, 0)),
+        "empty": jax.device_put(jnp.zeros((64, 0)), devices.sharding(split=True)),
         "table": jax.device_put(table, devices.sharding(split=True)),
     }
 
@@ -26,7 +26,7 @@ def targets(num_devices: int):
     devices = make_devices("shard_map", num_devices)
     state = make_state(0.0)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    split = {**jax.tree.map(lambda _: False, state), "table": True}
+    split = {**jax.tree.map(lambda _: False, state), "table": True, "empty": True}
     return shapes, devices.shardings(split)
 
 
