@@ -2,6 +2,7 @@
 
 from in_context import alignment as alignment
 from in_context import attention_gradient as attention_gradient
+from in_context import closeness as closeness
 from in_context import linear_attention as linear_attention
 from in_context import predictors as predictors
 from in_context import softmax_attention as softmax_attention

@@ -31,9 +31,9 @@ def finite(caller: str, **arrays: Any) -> None:
 
 def shape(caller: str, name: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raises ValueError unless `value` has the expected shape."""
-    if jnp.shape(value) != expected:
+    if np.shape(value) != expected:
         raise ValueError(
-            f"{caller}: {name} must have shape {expected} ({meaning}), got {jnp.shape(value)}."
+            f"{caller}: {name} must have shape {expected} ({meaning}), got {np.shape(value)}."
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from in_context import _check
 from in_context.softmax_regression._objective import prepare
@@ -222,9 +223,9 @@ def stack(
       The running logits A x_t and queries . x_t for t = 0 ... k.
     """
     _check.integer("stack", num_layers=num_layers)
-    start = jnp.zeros(jnp.shape(A)[1:], jnp.result_type(A))
+    start = jnp.zeros(np.shape(A)[1:], jnp.asarray(A).dtype)
     tokens = make_tokens(A, start, b, queries)
-    n, d = jnp.shape(A)
+    n, d = np.shape(A)
     heads = gradient_heads(d, eps=eps, num_heads=num_heads, learning_rate=learning_rate)
     heads = jax.tree.map(lambda leaf: leaf.astype(tokens.dtype), heads)
     logits = _run(tokens, heads, n, num_layers)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from in_context import _check
 
@@ -100,7 +101,7 @@ def closeness(A: Any, x: Any, dx: Any, dA: Any) -> Closeness:
     Args:
       A, dA: [..., n, d]; x, dx: [..., d]. Leading axes as in `shift_x`.
     """
-    zeros = jnp.zeros(jnp.shape(A)[:-1])
+    zeros = jnp.zeros(np.shape(A)[:-1])
     A, x, dx, _ = _batched("closeness", A, x, zeros, dx=(dx, "d"))
     _, _, dA, _ = _batched("closeness", A, x, zeros, dA=(dA, "nd"))
     return _closeness(A, x, dx, dA)
@@ -127,14 +128,14 @@ def _log_published(n: int, radius: Array) -> Array:
 
 def _batched(caller: str, A: Any, x: Any, b: Any, **move: tuple[Any, str]) -> tuple[Array, ...]:
     (name, (delta, kind)) = next(iter(move.items()))
-    if jnp.ndim(A) < 2:
-        raise ValueError(f"{caller}: A must be [..., n, d], got shape {jnp.shape(A)}.")
-    n, d = jnp.shape(A)[-2:]
+    if np.ndim(A) < 2:
+        raise ValueError(f"{caller}: A must be [..., n, d], got shape {np.shape(A)}.")
+    n, d = np.shape(A)[-2:]
     cores = {"A": (A, (n, d)), "x": (x, (d,)), "b": (b, (n,))}
     cores[name] = (delta, (d,) if kind == "d" else (n, d))
     leading = []
     for label, (value, core) in cores.items():
-        found = jnp.shape(value)
+        found = np.shape(value)
         if len(found) < len(core) or found[len(found) - len(core) :] != core:
             raise ValueError(
                 f"{caller}: {label} must have trailing shape {core} to fit A, got {found}."

@@ -47,14 +47,14 @@ def _mm(*matrices: Array) -> Array:
 
 
 def _moments(caller: str, covariance: Any, prior: Any, noise: Any, mean: Any):
-    if jnp.ndim(covariance) != 2 or jnp.shape(covariance)[0] != jnp.shape(covariance)[1]:
+    if np.ndim(covariance) != 2 or np.shape(covariance)[0] != np.shape(covariance)[1]:
         raise ValueError(
-            f"{caller}: covariance must be a matrix [d, d], got shape {jnp.shape(covariance)}; "
+            f"{caller}: covariance must be a matrix [d, d], got shape {np.shape(covariance)}; "
             "for unit variance pass jnp.eye(d)."
         )
-    d = jnp.shape(covariance)[0]
-    prior = jnp.eye(d, dtype=jnp.result_type(covariance)) if prior is None else prior
-    mean = jnp.zeros(d, jnp.result_type(covariance)) if mean is None else mean
+    d = np.shape(covariance)[0]
+    prior = jnp.eye(d, dtype=jnp.asarray(covariance).dtype) if prior is None else prior
+    mean = jnp.zeros(d, jnp.asarray(covariance).dtype) if mean is None else mean
     _check.shape(caller, "prior", prior, (d, d), "like covariance")
     _check.shape(caller, "mean", mean, (d,), "one per input")
     _check.number(caller, low=0.0, noise=noise)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from in_context import _check
 from in_context.linear_attention import Step
@@ -57,7 +58,7 @@ def debiased_gradient_descent(prompt: Any, learning_rate: Any) -> Array:
       learning_rate: sum_h mu_h omega_h; near 1 at the optimum. `predictors.debiased` takes it
         already divided by n.
     """
-    return debiased(prompt, learning_rate / jnp.shape(prompt[0])[-2])
+    return debiased(prompt, learning_rate / np.shape(prompt[0])[-2])
 
 
 def optimal_debiased(n: int, dim: int, *, noise: float = 0.0, prior_variance: float = 1.0) -> Step:

@@ -69,8 +69,8 @@ def spectrum_bounds(b: Any) -> SpectrumBounds:
     Raises:
       ValueError: b is not a vector or holds NaN or infinity.
     """
-    if jnp.ndim(b) != 1:
-        raise ValueError(f"spectrum_bounds: b must be a vector [n], got shape {jnp.shape(b)}.")
+    if np.ndim(b) != 1:
+        raise ValueError(f"spectrum_bounds: b must be a vector [n], got shape {np.shape(b)}.")
     _check.finite("spectrum_bounds", b=b)
     (b,) = _check.floating(b)
     tolerance = 4 * b.size * jnp.finfo(b.dtype).eps
@@ -172,5 +172,5 @@ def convex_weights(A: Any, b: Any, *, strong_convexity: float = 0.0) -> Array:
 
 
 def _prepared(caller: str, A: Any, b: Any, weights: Any) -> tuple[Array, ...]:
-    columns = jnp.shape(A)[1] if jnp.ndim(A) == 2 else 0
-    return prepare(caller, A, jnp.zeros(columns, jnp.result_type(A)), b, weights)
+    columns = np.shape(A)[1] if np.ndim(A) == 2 else 0
+    return prepare(caller, A, jnp.zeros(columns, jnp.asarray(A).dtype), b, weights)

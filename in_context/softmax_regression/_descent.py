@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from in_context import _check
 from in_context.softmax_regression import _objective as objective
@@ -44,7 +45,7 @@ def gradient_descent(
     """
     _check.integer("gradient_descent", num_steps=num_steps)
     _check.number("gradient_descent", low=0.0, strict=True, learning_rate=learning_rate)
-    start = jnp.zeros(jnp.shape(A)[1:], jnp.result_type(A)) if x0 is None else x0
+    start = jnp.zeros(np.shape(A)[1:], jnp.asarray(A).dtype) if x0 is None else x0
     A, x, b, weights = objective.prepare("gradient_descent", A, start, b, weights)
     if learning_rate is None:
         safe = safe_learning_rate(A, b, weights=weights)

@@ -92,9 +92,9 @@ def newton(
         for without a key.
     """
     _check.integer("newton", max_iterations=max_iterations, num_starts=num_starts)
-    columns = jnp.shape(A)[1] if jnp.ndim(A) == 2 else 0
+    columns = np.shape(A)[1] if np.ndim(A) == 2 else 0
     A, _, b, weights = objective.prepare(
-        "newton", A, jnp.zeros(columns, jnp.result_type(A)), b, weights
+        "newton", A, jnp.zeros(columns, jnp.asarray(A).dtype), b, weights
     )
     convex = bool(certify_convex(A, b, weights=weights).convex)
     starts = _starts(A, b, 1 if convex and num_starts is None else num_starts, key)
@@ -104,14 +104,17 @@ def newton(
         _check.finite("newton", x0=own)
         starts = jnp.concatenate([own, starts])
     ends = _run(A, b, weights, starts, max_iterations)
-    best = int(jnp.argmin(ends.loss))
+    # Starts that end at the same loss to rounding tie; the one with the fewest steps speaks.
+    losses = np.asarray(ends.loss)
+    tied = losses <= losses.min() + 64 * float(jnp.finfo(A.dtype).eps)
+    best = int(np.argmin(np.where(tied, np.asarray(ends.step), max_iterations + 1)))
     x = ends.x[best]
-    eigenvalues = jnp.linalg.eigvalsh(objective.hessian(A, x, b, weights=weights))
+    eigenvalues = np.linalg.eigvalsh(np.asarray(objective.hessian(A, x, b, weights=weights)))
     smallest = float(eigenvalues[0])
-    gradient_norm = float(jnp.linalg.norm(ends.gradient[best]))
+    gradient_norm = float(np.linalg.norm(np.asarray(ends.gradient[best])))
     epsilon = float(jnp.finfo(A.dtype).eps)
     stationary = gradient_norm <= 1e3 * epsilon * float(_gradient_scale(A, x, b, weights))
-    scale = max(float(jnp.max(jnp.abs(eigenvalues))), float(jnp.sum(A**2)) * epsilon)
+    scale = max(float(np.abs(eigenvalues).max()), float(np.sum(np.asarray(A) ** 2)) * epsilon)
     steps = int(ends.step[best])
     return NewtonResult(
         x=x,
@@ -161,6 +164,7 @@ def _deterministic_starts(A: Array, b: Array) -> Array:
     return jnp.concatenate([jnp.zeros((1, d), A.dtype), fitted[None], both])
 
 
+@jax.jit
 def _gradient_scale(A: Array, x: Array, b: Array, weights: Array | None) -> Array:
     """The gradient without cancellation: the size that its rounding is relative to."""
     size = jnp.linalg.norm(A)

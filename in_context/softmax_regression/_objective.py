@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from in_context import _check
 
@@ -24,12 +25,12 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 def prepare(caller: str, A: Any, x: Any, b: Any, weights: Any) -> tuple[Array, ...]:
     """Checks one instance and brings it to a common floating dtype."""
-    if jnp.ndim(A) != 2 or 0 in jnp.shape(A):
+    if np.ndim(A) != 2 or 0 in np.shape(A):
         raise ValueError(
-            f"{caller}: A must be a matrix [n, d] with n, d >= 1, got shape {jnp.shape(A)}; "
+            f"{caller}: A must be a matrix [n, d] with n, d >= 1, got shape {np.shape(A)}; "
             "for a batch of instances use jax.vmap."
         )
-    n, d = jnp.shape(A)
+    n, d = np.shape(A)
     _check.shape(caller, "x", x, (d,), "one per column of A")
     _check.shape(caller, "b", b, (n,), "one per row of A")
     if weights is not None:
@@ -46,7 +47,7 @@ def softmax(A: Any, x: Any) -> Array:
     Returns:
       [n], positive and summing to 1; exact zeros where a logit trails the largest by 800 or so.
     """
-    A, x, _, _ = prepare("softmax", A, x, jnp.zeros(jnp.shape(A)[:1]), None)
+    A, x, _, _ = prepare("softmax", A, x, jnp.zeros(np.shape(A)[:1]), None)
     return jax.nn.softmax(jnp.matmul(A, x, precision=HIGHEST))
 
 
