@@ -81,7 +81,7 @@ def solve(
     step_size: float | None = None,
     num_saves: int = 200,
     event: EventFn | None = None,
-    max_steps: int = 100_000,
+    max_steps: int = 16_384,
 ) -> Flow:
     """Follows the flow from time 0 to `duration`.
 

@@ -89,11 +89,14 @@ def lp(p: Number) -> Kappa:
     q = p / (p - 1.0)
 
     def subgradient(z):
+        # sign(z) (|z| / |z|_p)^(p - 1), with one power for each entry: u^p = u u^(p - 1).
         size = jnp.abs(z)
-        ratio = safe_divide(size, _lp_norm(z, p))
-        # 0 ** (p - 1) has an infinite slope for p < 2, and autodiff turns inf * 0 into NaN.
-        positive = ratio != 0
-        return jnp.sign(z) * jnp.where(positive, jnp.where(positive, ratio, 1.0) ** (p - 1), 0.0)
+        largest = jnp.max(size, initial=0.0)
+        u = size / jnp.where(largest > 0, largest, 1.0)
+        powers = _safe_power(u, p - 1.0)
+        total = jnp.sum(u * powers)
+        norm = jnp.where(total == 0, 1.0, total) ** ((p - 1.0) / p)
+        return jnp.sign(z) * (powers / norm)
 
     return norm_kappa(
         f"lp({p:g})",
@@ -134,14 +137,20 @@ def group_l2(size: int) -> Kappa:
     )
 
 
+def _safe_power(u: Array, exponent: float) -> Array:
+    """u^exponent for u >= 0, with derivative 0 at 0, where autodiff would make NaN of inf * 0."""
+    positive = u != 0
+    inner = jnp.where(positive, u, 1.0)
+    power = jnp.sqrt(inner) if exponent == 0.5 else inner**exponent
+    return jnp.where(positive, power, 0.0)
+
+
 def _lp_norm(z: Array, p: float) -> Array:
     size = jnp.abs(z)
     largest = jnp.max(size, initial=0.0)
     usable = (largest > 0) & jnp.isfinite(largest)
     scale = jax.lax.stop_gradient(jnp.where(usable, largest, 1.0))
-    positive = size != 0
-    powers = jnp.where(positive, jnp.where(positive, size / scale, 1.0) ** p, 0.0)
-    total = jnp.sum(powers)
+    total = jnp.sum(_safe_power(size / scale, p))
     return jnp.where(total == 0, 0.0, jnp.where(total == 0, 1.0, total) ** (1.0 / p)) * scale
 
 

@@ -135,7 +135,7 @@ def sampled(probe: Probe, every: int) -> Probe:
 
     def run(state, batch):
         def skip():
-            shapes = jax.eval_shape(probe, state, batch)
+            shapes = jax.eval_shape(lambda: probe(state, batch))
             return jax.tree.map(
                 lambda s: jnp.full(s.shape, jnp.nan if _is_float(s) else 0, s.dtype), shapes
             )

@@ -101,7 +101,7 @@ def test_the_theorem_holds_at_every_step(name, decaying):
 
     with jax.enable_x64(True):
         start = kappa.project(jnp.asarray(RNG.normal(size=shape_of(name)))) * 0.5 / decay
-        slack, d1, d2 = jit(run)(start)
+        slack, d1, d2 = jax.tree.map(np.asarray, jit(run)(start))
     assert np.isfinite(slack).all()
     assert slack.min() >= -1e-10
     assert d1.min() >= -1e-10
@@ -120,7 +120,7 @@ def test_lyapunov_may_rise_at_a_constant_rate_but_the_bound_holds():
 
     with jax.enable_x64(True):
         x = jnp.zeros(12)
-        h = jit(lambda: jax.lax.scan(step, (x, optimizer.init(x)), length=500)[1])()
+        h = np.asarray(jit(lambda: jax.lax.scan(step, (x, optimizer.init(x)), length=500)[1])())
     assert (np.diff(h) > 1e-6).sum() > 20
 
 

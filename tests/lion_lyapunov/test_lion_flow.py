@@ -42,7 +42,10 @@ SMOOTH = {
 }
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(
+    "name",
+    ["log_cosh", *[pytest.param(n, marks=pytest.mark.slow) for n in SMOOTH if n != "log_cosh"]],
+)
 def test_lyapunov_never_rises_and_the_path_is_scipy_s(name):
     kappa, slope = SMOOTH[name]
     start = np.array([0.5, -0.3, 0.2, 0.9])
@@ -106,14 +109,16 @@ def test_rate_of_the_theorem_is_the_derivative(kappa, shape):
             return dh, analysis.decrements(kappa, x, m, jax.grad(loss_fn)(x), DECAY, **SETTINGS)
 
         xs = jax.vmap(kappa.project)(jnp.asarray(rng.normal(size=(20, *shape)))) * 0.9 / DECAY
-        dh, parts = jit(jax.vmap(both))(xs, jnp.asarray(rng.normal(size=(20, *shape))))
-    error = np.abs(np.asarray(dh) + np.asarray(parts.rate)) / (1 + np.abs(np.asarray(dh)))
+        run = jit(jax.vmap(both))
+        dh, parts = jax.tree.map(np.asarray, run(xs, jnp.asarray(rng.normal(size=(20, *shape)))))
+    error = np.abs(dh + parts.rate) / (1 + np.abs(dh))
     assert error.max() <= 1e-10
     assert np.min(parts.delta1) >= -1e-12
     assert np.min(parts.delta2) >= -1e-12
     assert np.min(parts.rate) > 0
 
 
+@pytest.mark.slow
 def test_zero_decay_flow_loses_energy_as_stated():
     with jax.enable_x64(True):
         path = flow.solve(
@@ -166,7 +171,7 @@ def test_implicit_scheme_is_the_optimizer():
 
 def test_events_stop_both_methods_at_the_same_place():
     def event(t, x, m):
-        return x[0] - 1.0
+        return x[0] + 1.0
 
     with jax.enable_x64(True):
         found = [
@@ -183,7 +188,7 @@ def test_events_stop_both_methods_at_the_same_place():
             )
             for method in ("adaptive", "implicit")
         ]
-        assert abs(found[0].params[-1, 0] - 1.0) <= 1e-7
+        assert abs(found[0].params[-1, 0] + 1.0) <= 1e-7
     assert found[0].event_time is not None
     assert found[1].event_time == pytest.approx(found[0].event_time, abs=2e-2)
     assert found[0].times[-1] < 20.0

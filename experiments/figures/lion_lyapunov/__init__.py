@@ -1,0 +1,1 @@
+"""The ten figures of Lion-K: constraints, Lyapunov functions, spectra and votes."""
