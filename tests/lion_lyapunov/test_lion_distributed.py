@@ -1,5 +1,6 @@
 """Votes over eight simulated devices beside a majority counted in NumPy."""
 
+import functools
 import re
 
 import jax
@@ -10,6 +11,16 @@ from jax.sharding import PartitionSpec as P
 
 from lion_lyapunov import distributed
 
+# Compiled once and run briefly: optimising the code would take longer than it saves.
+jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
+
 DEVICES = 8
 
 
@@ -18,7 +29,7 @@ def over_devices(function, count=DEVICES):
         (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
         devices=jax.devices()[:count],
     )  # fmt: skip
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    return jit(jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
 
 
 def directions(count, seed=0):
@@ -111,9 +122,7 @@ def test_distributed_lion_is_the_loop_over_workers(method):
         return x[None]
 
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    got = jax.jit(jax.shard_map(train, mesh=mesh, in_specs=P(None, "data"), out_specs=P("data")))(
-        grads
-    )
+    got = jit(jax.shard_map(train, mesh=mesh, in_specs=P(None, "data"), out_specs=P("data")))(grads)
     x, momenta = np.full(10, 2.0), np.zeros((DEVICES, 10))
     for step in range(6):
         signs = np.sign(0.25 * grads[step] + 0.75 * momenta)

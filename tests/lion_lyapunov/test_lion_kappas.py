@@ -283,8 +283,10 @@ def test_separable_conjugates_by_maximisation(name):
             best = optimize.minimize_scalar(
                 lambda z, y=y: row.scalar(z) - z * y, bounds=(-60, 60), options={"xatol": 1e-12}
             )
+            # The search stops short of a kink by more than the tolerance: try the kinks too.
+            least = min(best.fun, *(row.scalar(z) - z * y for z in (-0.3, 0.0, 0.3)))
             ours = float(row.kappa.conjugate(jnp.full(1, y, jnp.float64)))
-            assert abs(ours + best.fun) <= 1e-10
+            assert abs(ours + least) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -312,7 +314,7 @@ def test_fenchel_young_on_ten_thousand_pairs(name):
         return jnp.minimum(
             kappa.value(z) + kappa.conjugate(inside) - jnp.vdot(z, inside),
             kappa.value(z) + kappa.conjugate(y) - jnp.vdot(z, y),
-        ) / (1.0 + kappa.value(z))
+        ) / (1.0 + jnp.abs(kappa.value(z)))
 
     with jax.enable_x64(True):
         least = float(jnp.min(jit(jax.vmap(gap))(jnp.asarray(zs), jnp.asarray(ys))))

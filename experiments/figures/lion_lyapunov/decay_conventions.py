@@ -34,7 +34,7 @@ def compute(fast):
         "cautious": DECAY,
     }
     curves, bounds = {}, {}
-    rates = [float(schedule(t)) for t in range(steps)]
+    rates = np.asarray(schedule(np.arange(steps))).tolist()
     with jax.enable_x64(True):
         for name, number in numbers.items():
             _, path = descend(_optimizer(name, number, schedule), loss, jnp.zeros(1), steps, _first)
@@ -94,15 +94,16 @@ def draw(result):
     figure, axes = new_figure(1, 1, width=6.2, height=4.0)
     axis = axes[0, 0]
     for index, (name, curve) in enumerate(result["curves"].items()):
-        axis.plot(curve, color=f"C{index}", label=name)
+        style = "--" if name == "relative" else "-"  # it lies on "multiplied"
+        axis.plot(curve, color=f"C{index}", label=name, ls=style)
         bound = [np.nan if value is None else value for value in result["bounds"][name]]
         axis.plot(bound, color=f"C{index}", ls=":", lw=1)
     axis.axhline(GOAL, color="k", lw=0.8)
     axis.set(
         xlabel="step",
         ylabel="x",
-        ylim=(0, 4.4),
+        ylim=(0, 6.0),
         title="One box intended; bounds implied (dotted); minimiser of f at 4",
     )
-    axis.legend(fontsize=8, ncols=2)
+    axis.legend(fontsize=8, ncols=3)
     return figure

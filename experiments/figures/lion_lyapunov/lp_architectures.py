@@ -34,8 +34,8 @@ def attention(params, inputs):
 
 def compute(fast):
     """Training loss after a fixed budget for each p, at the best of three learning rates."""
-    steps, seeds = (40, 1) if fast else (150, 3)
-    inputs, labels = digits(250 if fast else 600)
+    steps, seeds = (40, 1) if fast else (120, 2)
+    inputs, labels = digits(200 if fast else 400)
     inputs, labels = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels)
     setups = {
         "network": (mlp, lambda seed: mlp_params(seed, (64, 32, 10))),
