@@ -77,7 +77,7 @@ def esam_gradient(
     return ESAM(loss_fn, rho, key, beta, gamma, example_loss, group_size, axis_name)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ESAM:
     """The rule that `esam_gradient` makes. Its state is the number of steps done."""
 

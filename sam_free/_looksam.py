@@ -54,7 +54,7 @@ def looksam_gradient(
     return LookSAM(loss_fn, rho, period, alpha, adaptive, eta, axis_name)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LookSAM:
     """The rule that `looksam_gradient` makes."""
 

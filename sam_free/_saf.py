@@ -86,7 +86,8 @@ def saf(
         "owner_local", for data that gives device d only examples of its own block of rows: no
         communication at all.
       published_ranks: with R > 1, what the published script does in R processes: R tables that
-        know nothing of each other, and examples that wander between them. Needs "official".
+        know nothing of each other, and examples that wander between them, by their place in the
+        global batch. Needs "official"; not for batches in parts (group_size, accumulation).
       raise_on_bad_index: check in the compiled program through a host callback. Slow.
       axis_name: of the mapped axis over which batch and table are split; None: neither is.
     Returns:

@@ -26,7 +26,7 @@ def scheduled(
     return lambda loss_fn: Scheduled(loss_fn, rule, schedule, options)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scheduled:
     """The rule that `scheduled` makes. Its state is the number of steps done."""
 

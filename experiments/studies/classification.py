@@ -1,4 +1,4 @@
-"""Image classification by SGD, SAF, MESA or SAM, on the same network, data and schedule."""
+"""Image classification by SGD, SAF, MESA, the SAM family and controls, all else being equal."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from shared import data, models
 from shared.devices import AXIS
 from shared.train import Study, compute_in, default_config, steps_per_epoch
 
-METHODS = ("sgd", "saf", "mesa", "sam")
+METHODS = ("sgd", "saf", "mesa", "sam", "gsam", "looksam", "esam", "uniform", "averaged")
 
 
 def get_default() -> ml_collections.ConfigDict:
@@ -36,7 +36,7 @@ def get_default() -> ml_collections.ConfigDict:
     config.warmup_epochs = 1.0  # of the linear warm-up; a cosine to 0 follows
     config.label_smoothing = 0.0
 
-    config.method = "sgd"  # or "saf", "mesa", "sam"
+    config.method = "sgd"  # or another of METHODS
     config.start_epoch = 5  # the extra term of SAF and MESA is on in later epochs, from 0
     config.temperature = 5.0  # tau
     config.tau_squared = True  # False: the literal paper form, 25 times weaker
@@ -44,11 +44,19 @@ def get_default() -> ml_collections.ConfigDict:
     config.saf_lag_epochs = 3  # age of SAF's target
     config.saf_buffer_dtype = "float16"
     config.saf_ring = "lag_plus_one"
+    config.saf_stale = "mask"  # or "official", rows never written are a uniform target
+    config.saf_published_ranks = 1  # above 1: tables that do not know each other, as published
+    config.uniform_weight = 0.3  # of the control without memory
     config.mesa_weight = 0.8
-    config.mesa_decay = 0.995  # of the averaged weights
+    config.mesa_decay = 0.995  # of the averaged weights, "averaged" too
     config.sam_rho = 0.05
     config.sam_adaptive = False
     config.sam_group_size = 0  # m of m-SAM; 0: the whole batch
+    config.gsam_alpha = 0.1
+    config.looksam_period = 5
+    config.looksam_alpha = 0.7
+    config.esam_beta = 0.6
+    config.esam_gamma = 0.5
     return config
 
 
@@ -133,9 +141,17 @@ def make_objective(config: Any, apply_fn: Any, num_classes: int, num_steps: int)
             weight=config.saf_weight,
             buffer_dtype=config.saf_buffer_dtype,
             ring=config.saf_ring,
+            stale=config.saf_stale,
+            published_ranks=config.saf_published_ranks,
             order=config.order,
             axis_name=AXIS,
             **term,
+        )
+    if config.method == "uniform":
+        return sam_free.uniform_target(apply_fn, base_loss, weight=config.uniform_weight, **term)
+    if config.method == "averaged":
+        return sam_free.averaged_weights(
+            apply_fn, base_loss, decay=config.mesa_decay, num_steps=num_steps
         )
     if config.method == "mesa":
         return sam_free.mesa(
@@ -150,16 +166,34 @@ def make_objective(config: Any, apply_fn: Any, num_classes: int, num_steps: int)
 
 
 def make_gradient(config: Any) -> Any:
-    """SAM's rule, or None for the plain gradient."""
-    if config.method != "sam":
-        return None
-    return functools.partial(
-        sam_free.sam_gradient,
-        rho=config.sam_rho,
-        adaptive=config.sam_adaptive,
-        group_size=config.sam_group_size or None,
-        axis_name=AXIS,
-    )
+    """A rule of the SAM family, or None for the plain gradient."""
+    ball = {"rho": config.sam_rho, "axis_name": AXIS}
+    shape = {"adaptive": config.sam_adaptive}
+    groups = {"group_size": config.sam_group_size or None}
+    if config.method == "sam":
+        return functools.partial(sam_free.sam_gradient, **ball, **shape, **groups)
+    if config.method == "gsam":
+        return functools.partial(
+            sam_free.gsam_gradient, alpha=config.gsam_alpha, **ball, **shape, **groups
+        )
+    if config.method == "looksam":
+        return functools.partial(
+            sam_free.looksam_gradient,
+            period=config.looksam_period,
+            alpha=config.looksam_alpha,
+            **ball,
+            **shape,
+        )
+    if config.method == "esam":
+        return functools.partial(
+            sam_free.esam_gradient,
+            beta=config.esam_beta,
+            gamma=config.esam_gamma,
+            key=jax.random.key(config.seed),
+            **ball,
+            **groups,
+        )
+    return None
 
 
 def make_optimizer(config: Any, steps: int, num_steps: int) -> optax.GradientTransformation:

@@ -21,26 +21,38 @@ class Ritz(NamedTuple):
 
 
 def lanczos(product: Callable[[Array], Array], start: Array, num_iters: int) -> Ritz:
-    """Ritz pairs after `num_iters` products, from a start vector [n]; num_iters <= n."""
-    basis, (diagonal, beside), remainder, _ = decomp.tridiag_sym(
-        num_iters, materialize=False, reortho="full", custom_vjp=False
-    )(product, start)
-    # An exactly invariant space makes the next basis vector 0 / 0; what came before it stands.
-    known = jnp.cumprod(jnp.isfinite(diagonal)).astype(bool)
+    """Ritz pairs after `num_iters` products, from a start vector [n]; num_iters <= n.
+
+    A matrix with few distinct eigenvalues (a network with many idle weights) exhausts its Krylov
+    space early. The next basis vector is then a normalised rounding error, or 0 / 0, and what it
+    adds to the spectrum is noise; the space is cut there.
+    """
+    found = decomp.hessenberg(num_iters, reortho="full", custom_vjp=False)(product, start)
+    basis = jnp.asarray(found.Q_tall)  # [m, n]
+    diagonal = jnp.diagonal(found.J_small)
+    # The lower diagonal holds norms of remainders; the upper one, products with the next vector.
+    beside = jnp.diagonal(found.J_small, offset=-1)
+    eps = jnp.finfo(start.dtype).eps
+    size = jnp.maximum(jax.lax.cummax(jnp.abs(diagonal))[:-1], jax.lax.cummax(jnp.abs(beside)))
+    goes_on = jnp.isfinite(beside) & (beside > 16 * eps * size)
+    overlap = jnp.max(jnp.abs(jnp.triu(basis @ basis.T, 1)), axis=0)
+    sound = jnp.isfinite(diagonal) & (overlap < jnp.sqrt(eps))
+    known = jnp.cumprod(sound.at[1:].set(sound[1:] & goes_on)).astype(bool)
+
     diagonal = jnp.where(known, diagonal, 0.0)
-    beside = jnp.where(known[1:] & jnp.isfinite(beside), beside, 0.0)
-    basis = jnp.asarray(basis).reshape(start.shape[0], num_iters)
-    basis = jnp.where(known[None, :], basis, 0.0)
-    last = jnp.linalg.norm(remainder)
-    last = jnp.where(jnp.isfinite(last) & known[-1], last, 0.0)
+    leaving = jnp.append(beside, jnp.linalg.norm(jnp.asarray(found.residual)))
+    leaving = jnp.where(jnp.isfinite(leaving), leaving, 0.0)
+    leaving = jnp.where(known & ~jnp.append(known[1:], False), leaving, 0.0)
+    beside = jnp.where(known[1:], beside, 0.0)
+    basis = jnp.where(known[:, None], basis, 0.0)
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     values, small = jnp.linalg.eigh(matrix)
     # Below this, a residual says more about rounding than about the eigenvalue.
-    floor = 8 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    floor = 8 * eps * jnp.max(jnp.abs(values))
     return Ritz(
         values=values,
-        residuals=jnp.abs(last * small[-1]) + floor,
+        residuals=jnp.abs(leaving @ small) + floor,
         first=small[0],
-        vectors=(basis @ small).T,
+        vectors=small.T @ basis,
         valid=jnp.sum(jnp.where(known[:, None], 0.0, small**2), axis=0) < 0.5,
     )
