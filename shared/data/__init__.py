@@ -18,6 +18,7 @@ from shared.data._idx import find_fashion_mnist as find_fashion_mnist
 from shared.data._idx import idx as idx
 from shared.data._idx import idx_folder as idx_folder
 from shared.data._idx import read_idx as read_idx
+from shared.data._index import Order as Order
 from shared.data._index import batch_index as batch_index
 from shared.data._index import padded_rows as padded_rows
 from shared.data._index import shuffled as shuffled

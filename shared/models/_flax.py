@@ -38,25 +38,20 @@ def from_linen(module: Any, *, train_argument: str | None = "train") -> Model:
     def apply(
         params: PyTree, model_state: PyTree, inputs: Array, *, train: bool, key: Array | None
     ) -> tuple[Array, PyTree]:
+        variables = {"params": params, **dict(model_state)}
         if not train:
-            return module.apply(
-                {"params": params, **model_state}, inputs, **flag(False)
-            ), model_state
+            return module.apply(variables, inputs, **flag(False)), model_state
         if model_state:
             rngs = {} if key is None else {"dropout": example_keys(key, len(inputs))[0]}
             return module.apply(
-                {"params": params, **model_state},
-                inputs,
-                **flag(True),
-                rngs=rngs,
-                mutable=list(model_state),
+                variables, inputs, **flag(True), rngs=rngs, mutable=list(model_state)
             )
         if key is None:
-            return module.apply({"params": params}, inputs, **flag(True)), model_state
+            return module.apply(variables, inputs, **flag(True)), model_state
 
         def one(own_key: Array, example: Array) -> Array:
             rngs = {"dropout": own_key}
-            return module.apply({"params": params}, example[None], **flag(True), rngs=rngs)[0]
+            return module.apply(variables, example[None], **flag(True), rngs=rngs)[0]
 
         return jax.vmap(one)(example_keys(key, len(inputs)), inputs), model_state
 

@@ -101,7 +101,7 @@ class LinenResNet(nn.Module):
         return nn.Dense(5, name="readout")(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_resnet_and_its_running_averages_are_those_of_flax(train):
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         inputs = jax.random.normal(KEY, (3, 8, 8, 2))
@@ -132,9 +132,10 @@ def test_resnet_and_its_running_averages_are_those_of_flax(train):
             }
             old = pick(state)
             averages[f"{name}_norm"] = {"mean": old["mean"], "var": old["variance"]}
-        expected, new = LinenResNet().apply(
-            {"params": theirs, "batch_stats": averages}, inputs, train, mutable=["batch_stats"]
+        network = jax.jit(
+            lambda variables: LinenResNet().apply(variables, inputs, train, mutable=["batch_stats"])
         )
+        expected, new = network({"params": theirs, "batch_stats": averages})
         ours, after = jax.jit(model.apply, static_argnames="train")(
             params, state, inputs, train=train, key=None
         )
@@ -192,8 +193,7 @@ def slow_transformer(params, tokens, *, num_heads, rotary, qk_norm, branch_scale
     return rms(x, p["norm"]["gain"]) @ p["readout"]["weight"]
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize(("positions", "qk_norm"), [("rotary", True), ("learned", False)])
 def test_transformer_is_the_slow_one(positions, qk_norm):
     with jax.enable_x64(True):
         tokens = jax.random.randint(KEY, (2, 6), 0, 11)

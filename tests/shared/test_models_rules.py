@@ -9,6 +9,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from shared import models
+from shared.models._norm import apply_batch_norm, init_batch_norm
+from shared.models._scale import Scale
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(jax.random.key(7), 8)
@@ -24,6 +26,7 @@ ALL = {
         TOKENS,
     ),
 }
+FAST = {("mlp", "ntk"), ("convnet", "mup"), ("transformer", "standard")}
 WITH_DROPOUT = ["mlp", "convnet", "transformer"]
 
 
@@ -32,11 +35,16 @@ def squares(model, params, state, inputs, key=None):
     return jnp.mean(jnp.square(logits - 1))
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize(
-    "parameterization",
-    ["mup", *(pytest.param(p, marks=pytest.mark.slow) for p in ("standard", "ntk"))],
-)
+SLOW = pytest.mark.slow
+CASES = [
+    pytest.param(name, parameterization, marks=() if fast else SLOW)
+    for name in ALL
+    for parameterization in ("standard", "ntk", "mup")
+    for fast in [(name, parameterization) in FAST]
+]
+
+
+@pytest.mark.parametrize(("name", "parameterization"), CASES)
 def test_a_gradient_reaches_every_parameter(name, parameterization):
     make, inputs = ALL[name]
     model = make(parameterization=parameterization, base_width=2)
@@ -47,7 +55,7 @@ def test_a_gradient_reaches_every_parameter(name, parameterization):
         assert np.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=SLOW), "transformer"])
 def test_parameters_in_half_precision_give_logits_in_half_precision(name):
     make, inputs = ALL[name]
     model = make()
@@ -94,7 +102,8 @@ def test_dropout_follows_the_examples_key(name):
     np.testing.assert_array_equal(logits(inputs, KEY), logits(inputs, KEY))
     off = make()
     expected, _ = off.apply(params, (), inputs, train=True, key=None)
-    np.testing.assert_array_equal(logits(inputs, None, train=False), expected)
+    off_logits = logits(inputs, None, train=False)
+    np.testing.assert_allclose(off_logits, expected, rtol=1e-5, atol=1e-6)  # fused otherwise
     with pytest.raises(ValueError, match="key must be given"):
         logits(inputs, None)
     with pytest.raises(ValueError, match=r"got shape \(8,\) for a batch of 3"):
@@ -113,38 +122,68 @@ def test_dropout_keeps_the_mean_and_zeroes_its_share():
     assert (dropped != np.asarray(dropout(x, 0.3, KEYS, 1))).any()
 
 
+def statistics_and_gradients(model, params, state, inputs):
+    """Of one batch: logits, new statistics, gradients of a loss."""
+
+    def loss(params):
+        logits, new = model.apply(params, state, inputs, train=True, key=None)
+        return jnp.mean(jnp.square(logits - 1)), (logits, new)
+
+    (_, (logits, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return logits, new, grads
+
+
+def normalized_squares(axis_name):
+    """A dense layer, batch normalization and a cube: the smallest network with statistics."""
+    scale = Scale()
+
+    def init(key, inputs):
+        norm, statistics = init_batch_norm(scale, 5)
+        return {"weight": jax.random.normal(key, (64, 5)), "norm": norm}, statistics
+
+    def apply(params, state, inputs, *, train, key):
+        hidden = inputs.reshape(len(inputs), -1) @ params["weight"]
+        out, state = apply_batch_norm(
+            params["norm"], state, hidden, scale, train=train, axis_name=axis_name, momentum=0.9
+        )
+        return out**3, state
+
+    return models.Model(init, apply)
+
+
+def tanh_resnet(axis_name):
+    return models.resnet(num_outputs=3, width=4, depth=8, activation="tanh", axis_name=axis_name)
+
+
 @pytest.mark.parametrize(
-    "devices", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))]
+    ("make", "devices"),
+    [
+        (normalized_squares, 2),
+        (normalized_squares, 8),
+        *(pytest.param(tanh_resnet, n, marks=SLOW) for n in (2, 4, 8)),
+    ],
 )
-def test_synchronised_statistics_are_those_of_one_device(devices):
+def test_synchronised_statistics_are_those_of_one_device(make, devices):
     with jax.enable_x64(True):
         inputs = IMAGES.astype(jnp.float64)
-        alone = models.resnet(num_outputs=3, width=4, depth=8, activation="tanh")
-        shared = models.resnet(num_outputs=3, width=4, depth=8, activation="tanh", axis_name="data")
+        alone, together = make(None), make("data")
         params, state = alone.init(KEY, inputs)
-
-        def loss(model, params, inputs):
-            logits, new = model.apply(params, state, inputs, train=True, key=None)
-            return jnp.mean(jnp.square(logits - 1)), (logits, new)
-
-        (_, (logits, new)), grads = jax.value_and_grad(
-            lambda p: loss(alone, p, inputs), has_aux=True
-        )(params)
+        expected = jax.jit(lambda p, x: statistics_and_gradients(alone, p, state, x))(
+            params, inputs
+        )
 
         def step(params, inputs):
             own = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
-            (_, (logits, new)), grads = jax.value_and_grad(
-                lambda p: loss(shared, p, inputs), has_aux=True
-            )(own)
+            logits, new, grads = statistics_and_gradients(together, own, state, inputs)
             return logits, new, jax.lax.pmean(grads, "data")
 
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         mapped = jax.shard_map(
             step, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P("data"), P(), P())
         )
-        for ours, expected in zip(jax.jit(mapped)(params, inputs), (logits, new, grads)):
-            for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected)):
-                np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-13)
+        ours = jax.tree.leaves(jax.jit(mapped)(params, inputs))
+        for x, y in zip(ours, jax.tree.leaves(expected)):
+            np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize(

