@@ -111,8 +111,9 @@ class _Refused(Exception):
 def _run(options: flags.FlagValues) -> int:
     config = options.config
     try:
-        if options.distributed or options.coordinator is not None:
-            join_processes(options.coordinator, options.num_processes, options.process_id)
+        place = (options.coordinator, options.num_processes, options.process_id)
+        if options.distributed or place != (None, None, None):
+            join_processes(*place)
         use_compilation_cache(options.compilation_cache)
         show = not options.quiet and jax.process_index() == 0
         training = Training(build_study(config), config, options.workdir, show=show)

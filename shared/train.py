@@ -279,6 +279,7 @@ class Training:
         means = self._named(np.mean(np.asarray(self._pending, np.float64), axis=0))
         self._pending = []
         self._sink.write(self.step, means)
+        self._sink.flush()
         now = time.perf_counter()
         start, first = self._since
         rate = (self.step - first) / (now - start) if self.step > first else 0.0
