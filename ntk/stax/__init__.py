@@ -42,12 +42,15 @@ from ntk.stax._pool import Flatten as Flatten
 from ntk.stax._pool import GlobalAvgPool as GlobalAvgPool
 from ntk.stax._pool import GlobalSumPool as GlobalSumPool
 from ntk.stax._pool import SumPool as SumPool
+from ntk.stax._recurrent import RNN as RNN
 from ntk.stax._relu import ABRelu as ABRelu
 from ntk.stax._relu import Abs as Abs
 from ntk.stax._relu import LeakyRelu as LeakyRelu
 from ntk.stax._relu import RectifiedMonomial as RectifiedMonomial
 from ntk.stax._relu import Relu as Relu
 from ntk.stax._relu import Sign as Sign
+from ntk.stax._sampled import BatchNorm as BatchNorm
+from ntk.stax._sampled import MaxPool as MaxPool
 from ntk.stax._serial import parallel as parallel
 from ntk.stax._serial import repeat as repeat
 from ntk.stax._serial import serial as serial
