@@ -43,7 +43,8 @@ def batch(
 
     Args:
       kernel_fn: `kernel_fn(x1, x2, *args, **kwargs)`, examples in front of every array
-        of x1 and x2; `x2` may be None. Any pytree as result: which axes run over rows and columns is found by
+        of x1 and x2; `x2` may be None. Any pytree as result; which axes run over rows and
+        columns is found by
         comparing shapes. It is jitted inside.
       batch_size: examples of a block for every device, any number; 0 for one block. Blocks at the
         edge are filled up with repeated examples, whose results are dropped.
@@ -271,7 +272,7 @@ class _Work:
         if leaf.row is None and leaf.column is None:
             return stacked[0]
         if leaf.row is None or leaf.column is None or leaf.paired:
-            axis = leaf.column if leaf.row is None else leaf.row
+            axis = next(k for k in (leaf.row, leaf.column) if k is not None)
             along = places[:, 1 if leaf.row is None else 0]
             first = [int(np.flatnonzero(along == k)[0]) for k in range(along.max() + 1)]
             joined = jnp.moveaxis(stacked[jnp.asarray(first)], 0, axis)

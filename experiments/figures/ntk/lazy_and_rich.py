@@ -1,0 +1,105 @@
+"""A large output scale makes training lazy: the kernel moves as 1/scale; a small one lets it align.
+
+Chizat, Oyallon and Bach (arXiv:1812.07956): the model scale * (f(w) - f(w0)), trained with the
+learning rate divided by scale^2 until the loss has fallen by the same factor.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntk
+from experiments.figures import claim
+from experiments.figures.ntk._finite import apply, fitted_slope, init
+from shared import plotting
+
+network = functools.partial(apply, activation=jnp.tanh, w_std=1.5, b_std=0.1)
+
+
+def train(scale: float, seed: int, width: int, steps: int) -> dict[str, float]:
+    """Kernel drift and alignment when training has ended."""
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(32, 6)), jnp.float32)
+    y = jnp.sign(x[:, :1] * x[:, 1:2])
+
+    @jax.jit
+    def run(key):
+        first = init(key, (6, width, width, 1))
+        start = network(first, x)
+
+        def model(params):
+            return scale * (network(params, x) - start)
+
+        before = ntk.empirical_ntk_fn(network)(x, None, first)
+        rate = 1.0 / jnp.linalg.eigvalsh(before)[-1] * y.size / scale**2
+
+        def step(params, _):
+            loss, slope = jax.value_and_grad(lambda p: 0.5 * jnp.mean((model(p) - y) ** 2))(params)
+            move = loss > 0.005  # a hundredth of the loss at the start
+            keep = jnp.where(move, rate, 0.0)
+            return jax.tree.map(lambda a, g: a - keep * g, params, slope), loss
+
+        params, losses = jax.lax.scan(step, first, None, length=steps)
+        after = ntk.empirical_ntk_fn(network)(x, None, params)
+        return {
+            "drift": ntk.dynamics.kernel_drift(after, before),
+            "gain": ntk.dynamics.alignment(after, y) - ntk.dynamics.alignment(before, y),
+            "loss": losses[-1],
+        }
+
+    return {k: float(v) for k, v in run(jax.random.fold_in(jax.random.key(2), seed)).items()}
+
+
+def compute(fast: bool) -> dict[str, Any]:
+    """Drift and gain in alignment for scales over three decades."""
+    scales = (0.3, 3.0, 30.0) if fast else (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    width, seeds, steps = (64, 2, 1500) if fast else (128, 4, 6000)
+    runs = [[train(s, seed, width, steps) for seed in range(seeds)] for s in scales]
+    points = {k: [[r[k] for r in row] for row in runs] for k in ("drift", "gain", "loss")}
+    drift = [float(np.exp(np.mean(np.log(row)))) for row in points["drift"]]
+    lazy = [k for k, s in enumerate(scales) if s >= 3.0]
+    slope, error = fitted_slope([scales[k] for k in lazy], [drift[k] for k in lazy])
+    gains = [float(np.mean(row)) for row in points["gain"]]
+    return {
+        "data": "32 points N(0,1) in 6 dimensions, y = sign(x1 x2); float32",
+        "seeds": seeds,
+        "scales": list(scales),
+        "points": points,
+        "drift": drift,
+        "gain": gains,
+        "slope": [slope, error],
+        "claims": [
+            claim("power of the scale in the lazy regime", slope, low=-1.2, high=-0.8),
+            claim("gain in alignment, rich over lazy", gains[0] - gains[-1], low=0.05),
+            claim(
+                "largest loss at the end over that at the start",
+                float(np.max(points["loss"])) / 0.5,
+                high=0.1,
+            ),
+        ],
+    }
+
+
+def draw(result: dict[str, Any]) -> Any:
+    """Drift and alignment against the scale."""
+    scales = np.asarray(result["scales"])
+    with plotting.theory_style():
+        figure, axes = plotting.new_figure(1, 2)
+        for axis, name, color in zip(axes[0], ("drift", "gain"), plotting.COLORS):
+            for scale, values in zip(scales, result["points"][name]):
+                axis.plot([scale] * len(values), values, ".", color=color, alpha=0.35)
+            axis.plot(scales, result[name], "o-", color=color)
+            axis.set_xscale("log")
+            axis.set_xlabel("output scale")
+        axes[0, 0].set_yscale("log")
+        drift = np.asarray(result["drift"])
+        axes[0, 0].plot(scales, drift[-1] * scales[-1] / scales, "k--", label="1 / scale")
+        axes[0, 0].set_ylabel("relative drift of the kernel")
+        axes[0, 0].set_title(f"power {result['slope'][0]:.2f} for scales of 3 and more")
+        axes[0, 1].set_ylabel("gain in kernel-target alignment")
+        axes[0, 1].set_title(f"{result['seeds']} seeds, mean and each")
+        axes[0, 0].legend(fontsize=8)
+    return figure

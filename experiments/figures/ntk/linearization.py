@@ -1,0 +1,126 @@
+"""A network of width n stays within n^-1/2 of its linearization, in outputs and in weights.
+
+Lee, Xiao et al. (arXiv:1902.06720), Theorem 2.1 and Figures 1 and 2: gradient descent of tanh networks
+and of their first-order expansion, from the same start, with the same steps. The linear model's
+outputs come from the kernel alone (function space); its weights from training it (weight space).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntk
+from experiments.figures import claim
+from experiments.figures.ntk._finite import apply, fitted_slope, init
+from shared import plotting
+
+network = functools.partial(apply, activation=jnp.tanh, w_std=1.5**0.5, b_std=0.1)
+
+
+def deviations(width: int, seed: int, steps: int) -> dict[str, float]:
+    """How far training and linearized training are apart at the end."""
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(12, 8)), jnp.float32)
+    y = jnp.asarray(rng.normal(size=(8, 1)), jnp.float32)
+    train = x[:8]
+
+    @jax.jit
+    def run(key):
+        first = init(key, (8, width, width, 1))
+        out, pull = jax.vjp(lambda p: network(p, train), first)
+        kernel = ntk.empirical_ntk_fn(network)(x, train, first)
+        rate = 0.5 * y.size / jnp.trace(kernel[:8])
+        start = network(first, x)
+
+        def step(carry, _):
+            params, linear, change = carry
+            slope = jax.grad(lambda p: 0.5 * jnp.mean((network(p, train) - y) ** 2))(params)
+            params = jax.tree.map(lambda a, g: a - rate * y.size * g, params, slope)
+            residual = linear[:8] - y
+            moved = pull(residual)[0]
+            change = jax.tree.map(lambda a, g: a - rate * g, change, moved)
+            return (params, linear - rate * kernel @ residual, change), None
+
+        nothing = jax.tree.map(jnp.zeros_like, first)
+        carry, _ = jax.lax.scan(step, (first, start, nothing), None, length=steps)
+        params, linear, change = carry
+        del out
+        apart = jax.tree.map(lambda p, a, c: p - a - c, params, first, change)
+        by_weights = ntk.linearize(network, first)(
+            jax.tree.map(lambda a, c: a + c, first, change), x
+        )
+        norm = lambda tree: jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(tree)))  # noqa: E731
+        return {
+            "test": jnp.sqrt(jnp.mean((network(params, x) - linear)[8:] ** 2)),
+            "weights": norm(apart),
+            "kernel": ntk.dynamics.kernel_drift(
+                ntk.empirical_ntk_fn(network)(train, None, params), kernel[:8]
+            ),
+            "spaces": jnp.max(jnp.abs(by_weights - linear)),
+            "left": jnp.sqrt(jnp.mean((linear[:8] - y) ** 2) / jnp.mean((start[:8] - y) ** 2)),
+        }
+
+    return {k: float(v) for k, v in run(jax.random.fold_in(jax.random.key(1), seed)).items()}
+
+
+def compute(fast: bool) -> dict[str, Any]:
+    """Deviations for widths up to 4096, with fitted powers."""
+    widths = (64, 128, 256, 512) if fast else (64, 128, 256, 512, 1024, 2048, 4096)
+    steps = 30 if fast else 60
+    points: dict[str, list[list[float]]] = {"test": [], "weights": [], "kernel": []}
+    spaces, counts = 0.0, []
+    for width in widths:
+        count = 2 if width >= 2048 else 4 if width >= 1024 else 8
+        runs = [deviations(width, seed, steps) for seed in range(count)]
+        counts.append(count)
+        spaces = max([spaces] + [r["spaces"] for r in runs])
+        for name, values in points.items():
+            values.append([r[name] for r in runs])
+    means = {k: [float(np.exp(np.mean(np.log(v)))) for v in p] for k, p in points.items()}
+    slopes = {k: fitted_slope(widths, m) for k, m in means.items()}
+    low, high = (-0.75, -0.25) if fast else (-0.62, -0.38)
+    return {
+        "data": f"8 training and 4 test inputs N(0,1) in 8 dimensions, {steps} steps; float32",
+        "seeds": counts,
+        "widths": list(widths),
+        "points": points,
+        "means": means,
+        "slopes": slopes,
+        "claims": [
+            claim("power of the width, test outputs", slopes["test"][0], low=low, high=high),
+            claim("power of the width, weights", slopes["weights"][0], low=low, high=high),
+            claim("weight space against function space, largest gap", spaces, high=2e-4),
+        ],
+    }
+
+
+def draw(result: dict[str, Any]) -> Any:
+    """Deviations against the width on logarithmic axes."""
+    names = {
+        "test": "test outputs: |f - f_lin|, rms",
+        "weights": "weights: |θ - θ_lin|",
+        "kernel": "kernel: relative drift",
+    }
+    with plotting.theory_style():
+        figure, axes = plotting.new_figure(1, 1, width=5.6, height=4.0)
+        axis = axes[0, 0]
+        widths = np.asarray(result["widths"])
+        for color, (name, label) in zip(plotting.COLORS, names.items()):
+            slope, error = result["slopes"][name]
+            means = np.asarray(result["means"][name])
+            axis.loglog(
+                widths, means, "o-", color=color, label=f"{label}; {slope:.2f} ± {error:.2f}"
+            )
+            for width, values in zip(widths, result["points"][name]):
+                axis.loglog(
+                    [width] * len(values), values, ".", color=color, alpha=0.3, markersize=4
+                )
+        axis.loglog(widths, means[0] * (widths / widths[0]) ** -0.5, "k--", label="width^-1/2")
+        axis.set_xlabel("width")
+        axis.set_ylabel("deviation after training")
+        axis.set_title("geometric means over 2 to 8 seeds; fitted powers", fontsize=9)
+        axis.legend(fontsize=8)
+    return figure
