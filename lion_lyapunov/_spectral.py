@@ -9,7 +9,6 @@ from lion_lyapunov._kappa import (
     euclidean,
     keep_dtype,
     make_kappa,
-    safe_divide,
     working,
 )
 from lion_lyapunov._norms import linf, lp, norm_kappa
@@ -149,15 +148,17 @@ def _line_l2(name: str, axis: int) -> Kappa:
         require_matrix(name, z)
         return euclidean(z, axis=axis, keepdims=True)
 
-    def fast_norms(z):
-        # One read of the array: no rescaling by the largest entry, on the optimizer's hot path.
+    def subgradient(z):
+        # On the optimizer's hot path: no rescaling by the largest entry, one division a line.
         require_matrix(name, z)
-        return jnp.sqrt(jnp.sum(z * z, axis=axis, keepdims=True))
+        squares = jnp.sum(z * z, axis=axis, keepdims=True)
+        zero = squares == 0
+        return z * jnp.where(zero, 0.0, 1.0 / jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
     return norm_kappa(
         name,
         norm=lambda z: jnp.sum(norms(z)),
-        subgradient=lambda z: safe_divide(z, fast_norms(z) * jnp.ones_like(z)),
+        subgradient=subgradient,
         dual_norm=lambda y: jnp.max(norms(y), initial=0.0),
         project=lambda y: y / jnp.maximum(norms(y), 1.0),
         tie_rule="a line that is zero gets zero",

@@ -124,7 +124,10 @@ def test_lyapunov_may_rise_at_a_constant_rate_but_the_bound_holds():
     assert (np.diff(h) > 1e-6).sum() > 20
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "lp", "top_k", "nuclear"])
+@pytest.mark.parametrize(
+    "name",
+    ["l1", "nuclear", *[pytest.param(n, marks=pytest.mark.slow) for n in ("l2", "lp", "top_k")]],
+)
 def test_phase_one_contracts_and_the_tight_case_attains_it(name):
     kappa, rate, decay = KAPPAS[name], 0.02, 0.5
     shape = shape_of(name)

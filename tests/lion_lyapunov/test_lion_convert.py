@@ -95,8 +95,15 @@ def test_map_to_optax(name):
     np.testing.assert_allclose(path(settings.optimizer()), path(theirs), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("shape", [(4, 3), (3, 4)])
+@pytest.mark.parametrize(
+    ("nesterov", "shape"),
+    [
+        (True, (4, 3)),
+        (False, (3, 4)),
+        pytest.param(True, (3, 4), marks=pytest.mark.slow),
+        pytest.param(False, (4, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_map_to_optax_muon_with_its_iteration_converged(nesterov, shape):
     settings = convert.from_optax_muon(0.02, beta=0.9, nesterov=nesterov, weight_decay=0.1)
     theirs = optax.contrib.muon(

@@ -191,7 +191,7 @@ def test_events_stop_both_methods_at_the_same_place():
         assert abs(found[0].params[-1, 0] + 1.0) <= 1e-7
     assert found[0].event_time is not None
     assert found[1].event_time == pytest.approx(found[0].event_time, abs=2e-2)
-    assert found[0].times[-1] < 20.0
+    assert np.asarray(found[0].times)[-1] < 20.0
 
 
 def test_bad_flows_are_refused():

@@ -56,10 +56,23 @@ def assert_close(a, b):  # eager and jit differ by the fusing of one multiplicat
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("mu_dtype", [None, jnp.bfloat16])
-@pytest.mark.parametrize("scheduled", [False, True])
+# A hundred eager steps take a second; two of the eight eager combinations are in the fast tier.
+COMBINATIONS = [
+    pytest.param(
+        dtype,
+        jit,
+        mu_dtype,
+        scheduled,
+        marks=[] if jit or (mu_dtype is None and scheduled) else pytest.mark.slow,
+    )
+    for dtype in (jnp.float32, jnp.bfloat16)
+    for jit in (False, True)
+    for mu_dtype in (None, jnp.bfloat16)
+    for scheduled in (False, True)
+]
+
+
+@pytest.mark.parametrize(("dtype", "jit", "mu_dtype", "scheduled"), COMBINATIONS)
 def test_l1_is_optax_lion_bit_for_bit(dtype, jit, mu_dtype, scheduled):
     decay = optax.linear_schedule(0.3, 0.05, 60) if scheduled else 0.2
     rate = optax.cosine_decay_schedule(0.02, 100) if scheduled else 0.01
@@ -80,7 +93,7 @@ def test_l1_is_optax_lion_bit_for_bit(dtype, jit, mu_dtype, scheduled):
     ],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_huber_and_log_cosh_are_modes_of_optax_bit_for_bit(kappa, options, dtype, jit):
     ours = optax.chain(scale_by_lion_k(kappa, b1=0.9, b2=0.99), optax.scale(-0.05))
     theirs = optax.chain(optax.scale_by_lion(0.9, 0.99, **options), optax.scale(-0.05))

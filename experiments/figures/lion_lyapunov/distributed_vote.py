@@ -99,6 +99,7 @@ def draw(result):
         xscale="log",
         title=f"n = {curve.shape[0]} seeds, bars = range",
     )
+    right.minorticks_off()
     right.set_xticks(WORKERS, [str(w) for w in WORKERS])
     right.legend(fontsize=8)
     return figure
