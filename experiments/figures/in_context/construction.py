@@ -1,0 +1,91 @@
+"""One attention head is the gradient of softmax regression to order eps, two heads to eps^2.
+
+The relative error of the constructed heads over instances with n = 25, d = 5, and the drift of a
+stack of layers from the same number of gradient steps.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.figures import claim
+from in_context import attention_gradient, softmax_regression
+from shared import plotting
+
+
+def compute(fast: bool) -> dict[str, Any]:
+    """Errors over eps for one and two heads, and of a stack over its depth."""
+    seeds = range(4 if fast else 20)
+    grid = np.logspace(-6, -1, 11)
+    errors: dict[str, list] = {"1": [], "2": []}
+    drift = []
+    with jax.enable_x64(True):
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            A, x = rng.normal(size=(25, 5)), 0.3 * rng.normal(size=5)
+            b = np.asarray(softmax_regression.softmax(A, rng.normal(size=5)))
+            queries = rng.normal(size=(7, 5))
+            exact = queries @ np.asarray(softmax_regression.gradient(A, x, b))
+            for heads, rows in errors.items():
+                found = [
+                    attention_gradient.head_gradient(
+                        A, x, b, queries, eps=eps, num_heads=int(heads)
+                    )
+                    for eps in grid
+                ]
+                rows.append([float(np.abs(f - exact).max() / np.abs(exact).max()) for f in found])
+            stack = attention_gradient.stack(
+                A, b, queries, num_layers=20, learning_rate=3.0, eps=1e-4
+            )
+            x = np.zeros(5)
+            path = [x]
+            for _ in range(20):
+                x = x - 3.0 * np.asarray(softmax_regression.gradient(A, x, b))
+                path.append(x)
+            expected = np.array(path) @ queries.T
+            drift.append(np.abs(np.asarray(stack.query_logits) - expected).max(axis=1).tolist())
+    middle = {heads: np.median(rows, axis=0) for heads, rows in errors.items()}
+    at = int(np.argmin(np.abs(grid - 1e-4)))
+
+    def slope(heads, low, high):
+        chosen = (grid >= low * 0.99) & (grid <= high * 1.01)
+        return float(np.polyfit(np.log(grid[chosen]), np.log(middle[heads][chosen]), 1)[0])
+
+    return {
+        "data": f"{len(seeds)} instances, n 25, d 5, 7 queries; median; float64",
+        "seeds": list(seeds),
+        "eps": grid.tolist(),
+        "errors": errors,
+        "drift": drift,
+        "claims": [
+            claim("one head at eps 1e-4, median", middle["1"][at], high=1.5e-4),
+            claim("two heads at eps 1e-4, median", middle["2"][at], high=2e-8),
+            claim("slope, one head", slope("1", 1e-5, 1e-3), low=0.98, high=1.02),
+            claim("slope, two heads", slope("2", 1e-4, 1e-2), low=1.95, high=2.05),
+            claim("20 layers against 20 gradient steps", np.max(drift), high=1e-6),
+        ],
+    }
+
+
+def draw(result: dict[str, Any]):
+    """Errors over eps and over depth: median, and the band from least to largest."""
+    figure, axes = plotting.new_figure(1, 2)
+    for heads, rows in result["errors"].items():
+        label = "one head" if heads == "1" else "two heads"
+        _band(axes[0, 0].loglog, axes[0, 0], result["eps"], rows, label)
+    axes[0, 0].set(xlabel="eps, size of the key-query weights", ylabel="error / largest gradient")
+    axes[0, 0].set_title(f"{len(result['seeds'])} instances: median and range")
+    axes[0, 0].legend()
+    layers = np.arange(1, len(result["drift"][0]))
+    rows = [row[1:] for row in result["drift"]]
+    _band(axes[0, 1].semilogy, axes[0, 1], layers, rows, "two heads, eps = 1e-4")
+    axes[0, 1].set(xlabel="layers", ylabel="|stack - gradient descent|, logits")
+    axes[0, 1].set_title("k layers against k gradient steps")
+    axes[0, 1].legend()
+    return figure
+
+
+def _band(plot, axis, x, rows, label):
+    (line,) = plot(x, np.median(rows, axis=0), "o-", markersize=3, label=label)
+    axis.fill_between(x, np.min(rows, 0), np.max(rows, 0), color=line.get_color(), alpha=0.2)

@@ -1,0 +1,104 @@
+"""The curvature of softmax regression lies in [-5/16, 0.359], not in [-4, 8].
+
+For every n from 2 to 12 an optimiser looks for the least and largest eigenvalue of B over all
+softmax vectors and directions, with the worst target in the simplex or in the unit ball.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.figures import claim
+from in_context.softmax_regression import spectrum_bounds
+from shared import plotting
+
+
+def rayleigh(parts: tuple, sign: float, simplex: bool) -> jax.Array:
+    """h^T B h for the worst b: the second derivative of softmax is linear in the target."""
+    z, h = parts
+    f = jax.nn.softmax(z)
+    h = h / jnp.linalg.norm(h)
+    h = h - jnp.sum(f * h)
+    bend = f * (h**2 - jnp.sum(f * h**2))  # D^2 softmax [h, h]
+    free = jnp.sum((f * h) ** 2) + jnp.sum(f * bend)
+    # Vertices of the simplex are alike up to the order of the rows, so the first stands for all.
+    worst = -bend[0] if simplex else sign * jnp.linalg.norm(bend)
+    return free + worst
+
+
+def compute(fast: bool) -> dict[str, Any]:
+    """Extremes over (softmax vector, direction) from many random starts."""
+    sizes = (2, 3, 5) if fast else tuple(range(2, 13))
+    starts, steps = (24, 800) if fast else (48, 2500)
+    found: dict[str, list[float]] = {}
+    with jax.enable_x64(True):
+        for simplex in (True, False):
+            for sign, name in ((-1.0, "low"), (1.0, "high")):
+                label = f"{'simplex' if simplex else 'ball'} {name}"
+                found[label] = [float(extreme(n, sign, simplex, starts, steps)) for n in sizes]
+        corner = np.eye(3)[0]
+        sphere = np.array([0.6, -0.8, 0.0])
+        bounds = {"simplex": spectrum_bounds(corner), "ball": spectrum_bounds(sphere)}
+    known = {
+        f"{kind} {side}": float(getattr(value, side))
+        for kind, value in bounds.items()
+        for side in ("low", "high")
+    }
+    bar = 1e-3 if fast else 2e-5  # the extra rows must fade out of the softmax, which takes steps
+    claims = []
+    for label, values in found.items():
+        gap = max(abs(value - known[label]) for value in values)
+        claims.append(claim(f"{label}: largest |found - bound| over n", gap, high=bar))
+        beyond = max((known[label] - v) * (1 if "low" in label else -1) for v in values)
+        claims.append(claim(f"{label}: found beyond the bound", beyond, high=1e-9))
+    return {
+        "data": f"{starts} random starts and {steps} Adam steps each; float64",
+        "seeds": [0],
+        "sizes": list(sizes),
+        "found": found,
+        "bounds": known,
+        "claims": claims,
+    }
+
+
+def extreme(n: int, sign: float, simplex: bool, starts: int, steps: int) -> jax.Array:
+    """The least (sign -1) or largest (sign 1) value that Adam finds."""
+
+    def objective(parts):
+        return -sign * rayleigh(parts, sign, simplex)
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps, 1e-4))
+
+    def run(key):
+        first, second = jax.random.split(key)
+        parts = (jax.random.normal(first, (n,)), jax.random.normal(second, (n,)))
+
+        def step(carry, _):
+            parts, state = carry
+            updates, state = optimizer.update(jax.grad(objective)(parts), state)
+            return (optax.apply_updates(parts, updates), state), None
+
+        (parts, _), _ = jax.lax.scan(step, (parts, optimizer.init(parts)), length=steps)
+        return objective(parts)
+
+    values = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), starts))
+    return -sign * jnp.min(values)
+
+
+def draw(result: dict[str, Any]):
+    """What was found for each n, on the bounds."""
+    figure, axes = plotting.new_figure(width=5.2)
+    axis = axes[0, 0]
+    for place, (label, values) in enumerate(result["found"].items()):
+        color = plotting.COLORS[place // 2]
+        axis.plot(
+            result["sizes"], values, "ov"[place // 2], color=color, label=f"found, b in {label}"
+        )
+        axis.axhline(result["bounds"][label], color=color, linewidth=1)
+    axis.set(xlabel="n, rows of A", ylabel="extreme eigenvalue of B", ylim=(-0.5, 0.75))
+    axis.set_title("published interval: [-4, 8]; lines: bounds of the package")
+    axis.legend(ncols=2, fontsize=8, loc="upper center")
+    return figure
