@@ -40,7 +40,7 @@ def learning_rate_areas(learning_rates, *, decay=0.999, method="blocked"):
         )
     if not isinstance(decay, jax.Array) and not 0.0 < float(decay) < 1.0:
         raise ValueError(f"learning_rate_areas: decay must be in (0, 1), got {decay!r}.")
-    traced = isinstance(learning_rates, jax.Array) or isinstance(decay, jax.core.Tracer)
+    traced = isinstance(learning_rates, jax.Array) or isinstance(decay, jax.Array)
     if np.ndim(learning_rates) != 1 or np.size(learning_rates) == 0:
         raise ValueError(
             "learning_rate_areas: learning_rates must be the rate of every step, shape [steps], "

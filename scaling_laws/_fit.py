@@ -73,7 +73,7 @@ def fit(
         start = grid_starts(law, law.sketch(data, prepared), key)[:max_starts]
     else:
         start = _given_starts(law, starts, prepared.scales)
-    for i, symbol in enumerate(law.symbols):
+    for i, _symbol in enumerate(law.symbols):
         if not free[i]:
             start[:, i] = lower[i]
     settings = Settings(

@@ -28,7 +28,10 @@ def predict(law, params, data, steps=None):
     values = _curve(law, params, Curve(chosen, np.ones(len(chosen)), rates))
     if len(chosen) == len(wanted):
         return values
-    return np.exp(PchipInterpolator(chosen, np.log(values))(wanted))
+    # Where no rate has been above 0 the area is 0 and the laws are infinite.
+    finite = np.isfinite(values) & (values > 0)
+    curve = np.exp(PchipInterpolator(chosen[finite], np.log(values[finite]))(wanted))
+    return np.where(np.cumsum(rates) > 0, curve, np.inf)
 
 
 def _sample(rates):

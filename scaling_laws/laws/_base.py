@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -84,15 +84,10 @@ class Law:
     ('E', 'A', 'x0')
     """
 
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Its parameters, in the order of the paper."""
-        raise NotImplementedError
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Keys of the data that `predict` reads, each also the name of a dimension."""
-        raise NotImplementedError
+    # Of a law or of an instance: its parameters in the order of the paper, and the keys of the
+    # data that `predict` reads, each also the name of a dimension.
+    parameters: ClassVar[Any]
+    inputs: ClassVar[Any]
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ replaced by as few nodes, with weights that integrate a parabola in k exactly ag
 of the block. Cliffs, and blocks with few drops, keep each drop as it is.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ def nodes_of(rates, logged, *, exact=False, nodes_per_block=NODES):
     kinks = [int(np.argmax(rates))]
     edges = np.unique(np.concatenate([[0], logged, cliffs - 1, cliffs, kinks, [len(rates) - 1]]))
     nodes, weights, ends = [], [], []
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in itertools.pairwise(edges):
         pieces = -(-(high - low) // BLOCK)
         cuts = np.linspace(low, high, pieces + 1).astype(int)
         for first, last in zip(cuts[:-1] + 1, cuts[1:]):

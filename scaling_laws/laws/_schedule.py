@@ -1,7 +1,7 @@
 """Laws of a whole loss curve under a learning-rate schedule: one view, many kernels."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class ScheduleLaw(Law):
     """
 
     warmup: str = "area"
-    inputs: ClassVar = ("area",)
+    inputs: ClassVar[Any] = ("area",)
 
     def __post_init__(self):
         if self.warmup not in WARMUPS:
@@ -207,3 +207,42 @@ class FunctionalScaling(ScheduleLaw):
     def response(self, params, drop):
         """B (1 - (1 + C S_k)^-beta)."""
         return params["B"] * -jnp.expm1(-params["beta"] * jnp.log1p(params["C"] * drop.area))
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerRelaxation(ScheduleLaw):
+    """R = B (1 - (1 + C S_k(t) / eta_k)^-exponent): five parameters, those of LRAnnealing.
+
+    This project's own law. S_k / eta_k is the age of a drop in steps of the rate it led to, so a
+    drop acts at once, then ever more slowly (a power of time, where LRAnnealing has an
+    exponential). It is MultiPower with gamma 1, a fixed exponent, and a warm-up whose rises are no
+    drops. Assumptions: the gain is proportional to the drop, whatever the rate and the progress at
+    which it comes; the response depends on its age alone; the exponent is the same for all runs.
+    How the exponent 1/4 was chosen, and where the law loses, is in docs/scaling_laws.md.
+    """
+
+    exponent: float = 0.25
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.exponent > 0:
+            raise ValueError(f"PowerRelaxation: exponent must be positive, got {self.exponent!r}.")
+
+    @property
+    def kernel(self):
+        return (
+            Parameter(
+                "B", "final gain per unit of drop", linear=True, unit={"loss": 1, "rate": -1}
+            ),
+            Parameter(
+                "C",
+                "speed of the response",
+                starts=(30.0, 300.0, 3000.0),
+                unit={"rate": 1, "area": -1},
+            ),
+        )
+
+    def response(self, params, drop):
+        """B (1 - (1 + C S_k / eta_k)^-exponent)."""
+        age = params["C"] * drop.area / drop.rate
+        return params["B"] * -jnp.expm1(-self.exponent * jnp.log1p(age))

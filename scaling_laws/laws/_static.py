@@ -1,7 +1,7 @@
 """Laws of the final loss in model size, data and compute."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -28,7 +28,7 @@ class Chinchilla(Law):
     """
 
     tie_exponents: bool = False
-    inputs: ClassVar = ("params", "tokens")
+    inputs: ClassVar[Any] = ("params", "tokens")
 
     @property
     def parameters(self):
@@ -91,7 +91,7 @@ class EncoderDecoder(Law):
     A in units of a reference model: alpha = A / (Ne0^pe Nd0^pd).
     """
 
-    inputs: ClassVar = ("encoder_params", "decoder_params")
+    inputs: ClassVar[Any] = ("encoder_params", "decoder_params")
 
     @property
     def parameters(self):
