@@ -308,7 +308,7 @@ def test_sigterm_is_passed_on_to_all(tmp_path):
 
 @pytest.mark.slow
 def test_the_manifests_command_trains_as_two_processes_here(tmp_path):
-    arguments = [f"--config={CONFIG}", "--config.num_epochs=1", "--config.order_shards=2"]
+    arguments = [f"--config={CONFIG}", "--config.num_epochs=1", "--config.warmup_epochs=0"]
     manifest = yaml.safe_load(jobset.render(**JOB | {"topology": "2x4", "arguments": arguments}))
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -332,7 +332,7 @@ def test_the_manifests_command_trains_as_two_processes_here(tmp_path):
 
 @pytest.mark.slow
 def test_the_local_command_trains_as_two_processes(tmp_path):
-    options = [f"--config={CONFIG}", "--config.num_epochs=1", f"--workdir={tmp_path / 'run'}"]
+    options = [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}"]
     assert local.main(["-n", "2", "--", "--quiet", *options]) == 0
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["num_processes"] == 2

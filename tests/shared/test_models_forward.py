@@ -223,7 +223,7 @@ def test_transformer_is_the_slow_one(positions, qk_norm):
             np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("positions", ["rotary", pytest.param("learned", marks=pytest.mark.slow)])
 def test_no_token_sees_a_later_one(positions):
     tokens = jax.random.randint(KEY, (1, 8), 0, 11)
     model = models.transformer(vocabulary_size=11, width=16, depth=2, positions=positions)

@@ -26,8 +26,14 @@ ALL = {
         TOKENS,
     ),
 }
-FAST = {("mlp", "ntk"), ("convnet", "mup"), ("transformer", "standard")}
-WITH_DROPOUT = ["mlp", "convnet", "transformer"]
+FAST = {("mlp", "mup"), ("transformer", "standard")}
+
+SLOW = pytest.mark.slow
+
+
+def some_fast(*fast, among=tuple(ALL)):
+    """All models, those that are not named as tests of the slow tier."""
+    return [pytest.param(name, marks=() if name in fast else SLOW) for name in among]
 
 
 def squares(model, params, state, inputs, key=None):
@@ -35,7 +41,6 @@ def squares(model, params, state, inputs, key=None):
     return jnp.mean(jnp.square(logits - 1))
 
 
-SLOW = pytest.mark.slow
 CASES = [
     pytest.param(name, parameterization, marks=() if fast else SLOW)
     for name in ALL
@@ -55,7 +60,7 @@ def test_a_gradient_reaches_every_parameter(name, parameterization):
         assert np.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=SLOW), "transformer"])
+@pytest.mark.parametrize("name", some_fast("mlp", "transformer"))
 def test_parameters_in_half_precision_give_logits_in_half_precision(name):
     make, inputs = ALL[name]
     model = make()
@@ -69,7 +74,7 @@ def test_parameters_in_half_precision_give_logits_in_half_precision(name):
     assert np.abs(rough.astype(jnp.float32) - exact).max() < 0.15 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", some_fast("mlp", "convnet"))
 def test_init_depends_on_the_key_and_on_shapes_alone(name):
     make, inputs = ALL[name]
     model = make()
@@ -85,7 +90,9 @@ def test_init_depends_on_the_key_and_on_shapes_alone(name):
     assert jax.tree.structure(shapes) == jax.tree.structure((params, state))
 
 
-@pytest.mark.parametrize("name", WITH_DROPOUT)
+@pytest.mark.parametrize(
+    "name", some_fast("mlp", "transformer", among=("mlp", "convnet", "transformer"))
+)
 def test_dropout_follows_the_examples_key(name):
     make, inputs = ALL[name]
     model = make(dropout=0.5)
