@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk._kernel import Kernel
-from ntk.stax._covariance import own_entries, same_entries, spread, variances
+from ntk.stax._covariance import own_entries, same_entries, settle, spread, variances
 from ntk.stax._layer import Layer, Need
 
 Array = jax.Array
@@ -71,10 +71,14 @@ class Activation(Layer):
         tangent = kernel.ntk
         if tangent is not None and tangent.ndim:
             tangent = tangent * dual.slope
+        residual = None if dual.residual is None else jax.lax.stop_gradient(dual.residual)
+        if kernel.residual is None and kernel.spatial_ndim:
+            residual = None  # the next layer that moves positions would drop it
+        nngp, tangent, residual = settle(dual.nngp, tangent, residual)
         out = kernel.replace(
-            nngp=dual.nngp,
+            nngp=nngp,
             ntk=tangent,
-            residual=None if dual.residual is None else jax.lax.stop_gradient(dual.residual),
+            residual=residual,
             cov1=self._own(kernel, kernel.cov1, var1),
             cov2=None if kernel.cov2 is None else self._own(kernel, kernel.cov2, var2),
             is_gaussian=False,

@@ -138,6 +138,26 @@ def map_covariances(
     )
 
 
+def settle(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays themselves, computed once and kept.
+
+    Fused into the sums of a convolution, a nonlinearity is evaluated anew for every offset, many
+    times over (4 times slower and 3 times the memory for pooled networks on a CPU). No fusion
+    reaches across a conditional; both branches return the arrays, the second in words that the
+    compiler does not see through. Arrays may be None.
+    """
+    known = [a for a in arrays if a is not None]
+    corner = jax.lax.stop_gradient(known[0][(0,) * known[0].ndim])
+    kept = jax.lax.cond(
+        corner == corner,  # true, or NaN
+        lambda *xs: xs,
+        lambda *xs: tuple(jnp.where(x == x, x, jnp.asarray(jnp.nan, x.dtype)) for x in xs),
+        *known,
+    )
+    left = iter(kept)
+    return tuple(None if a is None else next(left) for a in arrays)
+
+
 def on_positions(array: Array, lead: int, count: int, function: Callable[[Array], Array]) -> Array:
     """Applies a linear map of fields [H, W] to both positions of every pair.
 
