@@ -1,4 +1,4 @@
-"""Kernels of finite networks and prediction, beside neural-tangents 0.6.5 and beside one LAPACK call.
+"""Kernels of finite networks, and prediction, beside neural-tangents 0.6.5 and one LAPACK call.
 
 Times are CPU seconds of alternating runs. Memory is the temporary memory of the compiled program.
 """
@@ -115,9 +115,8 @@ def _cnn(params: Any, x: Any) -> Any:
 
 
 def _layers(*sizes: int) -> list:
-    return [
-        (_weights(k, a, b), _weights(50 + k, b)) for k, (a, b) in enumerate(itertools.pairwise(sizes))
-    ]
+    pairs = itertools.pairwise(sizes)
+    return [(_weights(k, a, b), _weights(50 + k, b)) for k, (a, b) in enumerate(pairs)]
 
 
 def _filters(*sizes: int) -> list:
@@ -246,7 +245,8 @@ def against_neural_tangents(fast: bool) -> list[dict]:
             label = "its default" if name == "mlp" else "its best method"
             rows.append(_row(f"{name}: default call against {label}, CPU s", own, best, limit, bar))
             compiled = jax.jit(lambda x, p, k=kernel_fn: k(x, None, p)).lower(x, params).compile()
-            memory = compiled.memory_analysis().temp_size_in_bytes / 1e6
+            analysis: Any = compiled.memory_analysis()
+            memory = analysis.temp_size_in_bytes / 1e6
             if name == "mlp":
                 rows.append(
                     _row("mlp: temporary memory in units of 20 MB", memory, 20.0, 1.0, "<= 1")

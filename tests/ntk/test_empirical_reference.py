@@ -54,8 +54,8 @@ def compare(name, expected):
 GROUPS: dict[str, list[str]] = {}
 for _name in cases.CASES:
     GROUPS.setdefault(_name.split("/")[0], []).append(_name)
-FEW = {"ntk": 9, "nngp": 3, "kernel": 3, "kwargs": 1, "vp": 1, "taylor": 2, "linearize": 1}
-FEW |= {"mse": 23, "gp": 17, "ensemble": 41, "max_learning_rate": 2, "ode": 41}
+FEW = {"ntk": 23, "nngp": 8, "kernel": 5, "kwargs": 2, "vp": 3, "taylor": 5, "linearize": 1}
+FEW |= {"mse": 31, "gp": 29, "ensemble": 61, "max_learning_rate": 5, "ode": 101}
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -28,7 +28,7 @@ def cnn(params, x):
     return jax.nn.gelu(x).mean((1, 2)) @ params[1]
 
 
-@pytest.mark.parametrize("degree", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("degree", [0, 3, 5])
 def test_polynomials_are_expanded_exactly(degree):
     # f = (w + 2)^4 about w = 1: binomial coefficients.
     expanded = ntk.taylor_expand(lambda w, x: x * (w + 2.0) ** 4, jnp.float32(1.0), degree)

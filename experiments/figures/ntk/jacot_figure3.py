@@ -21,7 +21,8 @@ def digits(count: int) -> np.ndarray:
     """Images of 8 x 8 digits with unit norm, [count, 64] (scikit-learn's, in place of MNIST)."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().data[:count].astype(np.float32)
+    images, _ = load_digits(return_X_y=True)
+    images = images[:count].astype(np.float32)
     images = images - images.mean()
     return images / np.linalg.norm(images, axis=1, keepdims=True) * 8.0
 

@@ -1,8 +1,9 @@
 """A network of width n stays within n^-1/2 of its linearization, in outputs and in weights.
 
-Lee, Xiao et al. (arXiv:1902.06720), Theorem 2.1 and Figures 1 and 2: gradient descent of tanh networks
-and of their first-order expansion, from the same start, with the same steps. The linear model's
-outputs come from the kernel alone (function space); its weights from training it (weight space).
+Lee, Xiao et al. (arXiv:1902.06720), Theorem 2.1 and Figures 1 and 2: gradient descent of tanh
+networks and of their first-order expansion, from the same start, with the same steps. The linear
+model's outputs come from the kernel alone (function space); its weights from training it (weight
+space).
 """
 
 import functools
