@@ -89,7 +89,7 @@ def int8(*, block: int = 256, key: Array | None = None) -> MomentumFormat:
 
 
 def int4(*, block: int = 64, key: Array | None = None) -> MomentumFormat:
-    """4 bits in blocks, two codes a byte. Lossy: about one direction in ten flips its sign.
+    """4 bits in blocks, two codes a byte. Lossy: 2 % of directions flip their sign, or more.
 
     Codes are spaced like squares, sign(c) (c / 7)^2, because most entries of a block are far
     below its largest.

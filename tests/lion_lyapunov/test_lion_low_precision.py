@@ -114,24 +114,31 @@ def test_stochastic_codes_are_right_on_average(make):
     assert np.all(np.abs(np.asarray(seen.mean(axis=0) - x)) <= 5 * error + 1e-6)
 
 
-def test_formats_keep_shapes_dtypes_and_odd_sizes():
-    params = {"w": jnp.ones((3, 5)), "s": jnp.ones(()), "h": jnp.ones(7, jnp.bfloat16)}
-    for stored in (
-        lp.int8(block=4),
+@pytest.mark.parametrize(
+    "stored",
+    [
         lp.int4(block=4),
-        lp.int8(key=jax.random.key(0)),
         lp.bfloat16(key=jax.random.key(0)),
-    ):
-        optimizer = lion_k(0.1, K.l1(), b2=0.5, mu_dtype=stored)
+        pytest.param(lp.int8(block=4), marks=pytest.mark.slow),
+        pytest.param(lp.int8(key=jax.random.key(0)), marks=pytest.mark.slow),
+    ],
+    ids=["int4", "bfloat16", "int8", "int8_stochastic"],
+)
+def test_formats_keep_shapes_dtypes_and_odd_sizes(stored):
+    params = {"w": jnp.ones((3, 5)), "s": jnp.ones(()), "h": jnp.ones(7, jnp.bfloat16)}
+    optimizer = lion_k(0.1, K.l1(), b2=0.5, mu_dtype=stored)
+
+    def step(params):
         state = optimizer.init(params)
-        update = jit(optimizer.update)
-        updates, after = update(params, state, params)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        new = optax.apply_updates(params, updates)
-        for name, leaf in params.items():
-            assert new[name].shape == leaf.shape
-            assert new[name].dtype == leaf.dtype
-            np.testing.assert_allclose(new[name].astype(jnp.float32), 0.9, rtol=1e-2)
+        updates, after = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state, after
+
+    new, state, after = jit(step)(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for name, leaf in params.items():
+        assert new[name].shape == leaf.shape
+        assert new[name].dtype == leaf.dtype
+        np.testing.assert_allclose(new[name].astype(jnp.float32), 0.9, rtol=1e-2)
 
 
 def test_a_quantised_run_ends_in_the_box():

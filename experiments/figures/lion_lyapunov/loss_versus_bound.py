@@ -1,4 +1,4 @@
-"""A tighter bound is faster at first and worse at the end: loss against 1 / decay."""
+"""A tighter bound settles sooner and ends worse: loss against steps and against 1 / decay."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def compute(fast):
     with jax.enable_x64(True):
         for decay in DECAYS:
             optimizer = lion_k(
-                lambda t: jnp.minimum(0.02, 10 / (t + 1.0)), kappas.l1(), weight_decay=decay
+                lambda t: jnp.minimum(0.05, 20 / (t + 1.0)), kappas.l1(), weight_decay=decay
             )
             start = jnp.zeros(20)
             curves[f"{decay:g}"] = descend(optimizer, loss, start, steps, loss)[1].tolist()
@@ -43,6 +43,10 @@ def compute(fast):
             )
             exact.append(float(best.fun))
     final = np.array([curves[f"{decay:g}"][-1] for decay in DECAYS])
+    settled = [
+        int(np.argmax(np.array(curves[f"{decay:g}"]) <= 1.01 * curves[f"{decay:g}"][-1]))
+        for decay in DECAYS
+    ]
     network = digits_loss(300 if fast else 800)
     network_steps = 200 if fast else 600
     network_final = [
@@ -68,8 +72,9 @@ def compute(fast):
             claim(
                 "relative gap to the bounded optimum, worst decay",
                 np.max((final - exact) / np.array(exact)),
-                high=1e-4,
+                high=1e-4 * (4000 / steps) ** 2,  # Lion hovers at the square of the last rate
             ),
+            claim("steps to 1 % of its end: decay 0.25 over 4", settled[-1] / settled[0], low=3),
             claim("loss at decay 4 over loss at 0.25, end", final[0] / final[-1], low=1.2),
             claim(
                 "network: loss at the tightest over the loosest bound, end",

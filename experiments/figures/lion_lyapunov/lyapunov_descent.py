@@ -124,7 +124,10 @@ def draw(result):
         times, np.abs(np.array(result["f"]) - result["f"][-1]) + 1e-12, label="|f - f(end)|"
     )
     left.set(
-        xlabel="time of the flow", ylabel="value", title="H falls, f need not", ylim=(1e-9, None)
+        xlabel="time of the flow",
+        ylabel="value",
+        title="Flow of log-cosh: H and f",
+        ylim=(1e-9, None),
     )
     left.legend(fontsize=8)
     middle.semilogy(times, np.maximum(result["delta1"], 1e-12), label="part of delta 1")
