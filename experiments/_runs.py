@@ -38,10 +38,10 @@ class Run:
         steps, values = np.array(points, np.float64).reshape(-1, 2).T
         return steps, values
 
-    def last(self, name: str) -> float:
-        """The last value of a metric, NaN where there is none."""
+    def last(self, name: str) -> float | None:
+        """The last value of a metric, which may be NaN; None where it was never measured."""
         _, values = self.curve(name)
-        return float(values[-1]) if len(values) else math.nan
+        return float(values[-1]) if len(values) else None
 
     @property
     def step(self) -> int:
@@ -57,13 +57,9 @@ class Group:
     runs: tuple[Run, ...]
 
     def values(self, name: str) -> np.ndarray:
-        """Last value of a metric by seed, where there is one."""
-        found = np.array([run.last(name) for run in self.runs])
-        return found[~np.isnan(found)] if self.measured(name) else np.array([])
-
-    def measured(self, name: str) -> bool:
-        """Whether a run of the group holds the metric."""
-        return any(len(run.curve(name)[0]) for run in self.runs)
+        """Last value of a metric by seed, of the runs that measured it."""
+        found = [run.last(name) for run in self.runs]
+        return np.array([value for value in found if value is not None], np.float64)
 
     def band(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(steps, mean, standard deviation) over seeds, at the steps that all of them measured."""
@@ -78,8 +74,11 @@ class Group:
 
 
 def spread(values: np.ndarray) -> np.ndarray:
-    """Standard deviation over the first axis with n - 1; zero for one run."""
-    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(values.mean(axis=0))
+    """Standard deviation over the first axis with n - 1; zero for one run and for equal values."""
+    if len(values) < 2:
+        return np.zeros_like(values.mean(axis=0))
+    # The mean of equal values is often off by its last digit, and so is their spread.
+    return np.where(np.ptp(values, axis=0) == 0, 0.0, values.std(axis=0, ddof=1))
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -129,6 +128,7 @@ def gather(runs: Sequence[Run]) -> list[Group]:
         by_config.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
     members = [sorted(g, key=lambda r: r.config.get(SEED, 0)) for g in by_config.values()]
     keys = differing([group[0] for group in members])
+    members.sort(key=lambda group: [_order(group[0].config.get(key)) for key in keys])
     labels = [
         " ".join(f"{key}={group[0].config.get(key, '-')}" for key in keys) or group[0].path.name
         for group in members
@@ -140,6 +140,13 @@ def differing(runs: Sequence[Run]) -> list[str]:
     """Config keys, other than the seed, that do not have one value in all runs."""
     keys = sorted({key for run in runs for key in run.config} - {SEED})
     return [k for k in keys if len({json.dumps(run.config.get(k)) for run in runs}) > 1]
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then everything else by its text."""
+    if isinstance(value, int | float):
+        return 0, float(value), ""
+    return 1, 0.0, str(value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

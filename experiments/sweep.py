@@ -202,8 +202,8 @@ class Sweep:
         rows = []
         for trial in self.trials:
             record = self.folder(trial) / "metrics.jsonl"
-            value = load(self.folder(trial)).last(metric) if record.exists() else math.nan
-            rows.append((trial, value))
+            value = load(self.folder(trial)).last(metric) if record.exists() else None
+            rows.append((trial, math.nan if value is None else value))
         sign = -1 if goal == "max" else 1
         rows.sort(key=lambda r: (r[0]["status"] != "done", math.isnan(r[1]), sign * r[1]))
         lines = [f"trial  {'status':<9} {metric:>14}  overrides"]

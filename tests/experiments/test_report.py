@@ -63,6 +63,7 @@ def test_seeds_are_gathered_and_numbers_are_means_and_deviations(runs):
     assert steps.tolist() == [10, 20]
     np.testing.assert_allclose(mean, [0.1, 0.7])
     np.testing.assert_allclose(band, [0, 0.2], atol=1e-15)  # of 0.5, 0.7, 0.9 with n - 1
+    assert report.cell(np.array([0.1, 0.1, 0.1])) == "0.1 ± 0"
     header, saf_row, sgd_row = report.make_table(groups, ["test/accuracy", "loss"])
     assert header == ["run", "seeds", "steps", "test/accuracy", "loss", "ms/step"]
     assert sgd_row == ["method=sgd width=-", "3", "20", "0.7 ± 0.2", "0.5 ± 0", "5 ± 0"]
@@ -79,13 +80,20 @@ def test_seeds_that_stopped_at_other_steps_share_what_all_of_them_have(tmp_path)
 
 
 def test_a_run_that_diverged_stands_out_and_does_not_spoil_the_picture(tmp_path, capsys):
-    write_run(tmp_path / "a", {"method": "x"}, [0.1, math.nan], loss=math.inf)
+    write_run(tmp_path / "a", {"method": "x"}, [0.1, math.nan], loss=0.5)
     write_run(tmp_path / "b", {"method": "y"}, [0.1, 0.2])
     assert report.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "not finite" in next(line for line in lines if line.startswith("method=x"))
     page = (tmp_path / "out" / "report.html").read_text()
-    assert '<td class="bad">not finite</td>' in page
+    assert page.count('<td class="bad">not finite</td>') == 1
+
+
+def test_groups_are_in_the_order_of_their_numbers(tmp_path):
+    for width in (128, 16, 1024):
+        write_run(tmp_path / f"{width}", {"width": width}, [0.1])
+    groups = _runs.gather([_runs.load(path) for path in _runs.find([tmp_path])])
+    assert [group.label for group in groups] == ["width=16", "width=128", "width=1024"]
 
 
 class Page(html.parser.HTMLParser):
