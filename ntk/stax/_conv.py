@@ -199,14 +199,24 @@ class ConvLayer(Layer):
         )  # fmt: skip
 
     def mask(self, mask: Array, shape: Any) -> Array:
-        """Masked where everything that an output reads is masked."""
+        """Masked where the centre of the filter is, in the order of the outputs."""
         one = jnp.all(mask, axis=self.spec[0].index("C"), keepdims=True)
-        keep = (~one).astype(jnp.float32)
-        windows = self.windows(shape)
-        for letter, window in windows.items():
-            keep = window_sum(keep, (self.spec[0].index(letter),), window)
         order = [self.spec[0].index(c) for c in self.spec[2]]
-        return (keep == 0).transpose(order)
+        return self._mask_in_place(one, shape).transpose(order)
+
+    def _mask_in_place(self, mask: Array, shape: Any) -> Array:
+        """The mask of the outputs, axes in the order of the inputs."""
+        hidden = mask.astype(jnp.float32)
+        for letter, window in self.windows(shape).items():
+            axis = (self.spec[0].index(letter),)
+            if window.expand > 1:
+                # Between spread inputs there is no centre: masked where all that is read is.
+                seen = window_sum(jnp.ones_like(hidden), axis, window)
+                hidden = (window_sum(hidden, axis, window) == seen).astype(jnp.float32)
+            else:
+                centre = (window.size - 1) // 2 * window.dilation - window.low
+                hidden = shifted(hidden, axis, window, centre)
+        return hidden > 0
 
     def kernel(self, kernel: Kernel, **kwargs: Any) -> Kernel:
         """Averages over the offsets of the filter, then weights and bias as in Dense."""
@@ -226,7 +236,7 @@ class ConvLayer(Layer):
         middle = _shape_with(self.spec[0], spatial_in, inner, kernel.shape1)
         middle2 = _shape_with(self.spec[0], spatial_in, inner, kernel.shape2)
         masks = [
-            None if m is None else self._mask_before_order(m, shape)
+            None if m is None else self._mask_in_place(m, shape)
             for m, shape in ((kernel.mask1, kernel.shape1), (kernel.mask2, kernel.shape2))
         ]
         before = kernel
@@ -251,12 +261,6 @@ class ConvLayer(Layer):
             shape1=shape1, shape2=shape2, mask1=masks[0], mask2=masks[1],
             batch_axis=self.spec[2].index("N"), channel_axis=self.spec[2].index("C"),
         )  # fmt: skip
-
-    def _mask_before_order(self, mask: Array, shape: Any) -> Array:
-        keep = (~mask).astype(jnp.float32)
-        for letter, window in self.windows(shape).items():
-            keep = window_sum(keep, (self.spec[0].index(letter),), window)
-        return keep == 0
 
 
 def _shape_with(spec: str, letters: Sequence[str], sizes: Sequence[int], shape: Any) -> Any:

@@ -125,8 +125,8 @@ def RNN(
 ) -> Network:
     """h_t = activation(W_std W h_(t-1) / sqrt(width) + U_std U x_t / sqrt(n) + b_std b), h_0 = 0.
 
-    Inputs are [batch, time, channels], outputs the hidden states at all times: `Index(Slice[:, -1])`
-    takes the last, GlobalAvgPool the average.
+    Inputs are [batch, time, channels], outputs the hidden states at all times:
+    `Index(Slice[:, -1])` takes the last, GlobalAvgPool the average.
 
     Args:
       width: number of hidden channels.

@@ -8,21 +8,19 @@ import pathlib
 import sys
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-
 import jax.numpy as jnp
 import numpy as np
 from neural_tangents import stax
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from networks import NETWORKS, inputs, patterns
 
 
 def main():
     """Computes nngp and ntk of x1 with x2 and of x1 with itself, and cov1."""
+    jax.config.update("jax_enable_x64", True)
+    sys.path.insert(0, str(HERE))
+    from networks import NETWORKS, inputs, patterns
+
     arrays = {}
     for name, (kind, make, options) in NETWORKS.items():
         x1, x2 = inputs(kind)

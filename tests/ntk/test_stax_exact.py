@@ -1,0 +1,146 @@
+"""Fully connected kernels against recursions in 60-digit arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+from ntk import stax
+
+W, B = 1.3, 0.2
+
+
+def relu_dual(cross, v1, v2):
+    cosine = cross / mp.sqrt(v1 * v2)
+    theta = mp.acos(min(max(cosine, mp.mpf(-1)), mp.mpf(1)))
+    slope = (mp.pi - theta) / (2 * mp.pi)
+    return mp.sqrt(v1 * v2) * mp.sin(theta) / (2 * mp.pi) + slope * cross, slope
+
+
+def erf_dual(cross, v1, v2):
+    root = mp.sqrt((1 + 2 * v1) * (1 + 2 * v2) - 4 * cross**2)
+    return 2 / mp.pi * mp.atan2(2 * cross, root), 4 / mp.pi / root
+
+
+def reference(x, y, depth, dual, weight, bias):
+    """nngp and ntk of `depth` blocks of Dense and nonlinearity, and a last Dense."""
+    with mp.workdps(60):
+        x, y = [mp.mpf(float(a)) for a in x], [mp.mpf(float(a)) for a in y]
+        w, b = mp.mpf(weight) ** 2, mp.mpf(bias or 0) ** 2
+        cross, v1, v2 = (
+            sum(p * q for p, q in zip(*pair)) / len(x) for pair in ((x, y), (x, x), (y, y))
+        )
+        ntk = mp.mpf(0)
+        for layer in range(depth + 1):
+            cross, v1, v2 = w * cross + b, w * v1 + b, w * v2 + b
+            ntk = cross + w * ntk
+            if layer < depth:
+                cross, slope = dual(cross, v1, v2)
+                v1, v2 = dual(v1, v1, v1)[0], dual(v2, v2, v2)[0]
+                ntk *= slope
+        return float(cross), float(ntk)
+
+
+def network(depth, act, bias=B):
+    return stax.serial(
+        *[layer for _ in range(depth) for layer in (stax.Dense(1, W, bias), act)],
+        stax.Dense(1, W, bias),
+    )[2]
+
+
+ACTS = {"relu": (stax.Relu(), relu_dual), "erf": (stax.Erf(), erf_dual)}
+
+
+def errors(depth, name, x, y, pairs, bias=B, **options):
+    """Largest relative error over nngp and ntk of some pairs."""
+    act, dual = ACTS[name]
+    with jax.enable_x64(True):
+        found = network(depth, act, bias)(x, y, ("nngp", "ntk"), **options)
+        found = [np.asarray(a) for a in found]
+    other = x if y is None else y
+    worst = 0.0
+    for i, j in pairs:
+        for value, true in zip(found, reference(x[i], other[j], depth, dual, W, bias)):
+            worst = max(worst, abs(value[i, j] - true) / np.max(np.abs(value)))
+    return worst
+
+
+@pytest.fixture(scope="module")
+def points():
+    return np.random.default_rng(0).normal(size=(4, 6))
+
+
+@pytest.mark.parametrize("name", ["relu", "erf"])
+def test_generic_pairs(points, name):
+    pairs = [(0, 1), (2, 3), (1, 2)]
+    assert errors(4, name, points, points[::-1] * 1.5, pairs) < 1e-13
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(7, marks=pytest.mark.slow), 50])
+@pytest.mark.parametrize("name", ["relu", "erf"])
+def test_variances_and_tangents_of_equal_inputs_are_exact(points, depth, name):
+    repeated = np.concatenate([points[:2], points[:1]])
+    assert errors(depth, name, repeated, None, [(0, 0), (1, 1), (0, 2)]) < 1e-13
+
+
+@pytest.mark.parametrize("bias", [None, B])
+def test_opposite_inputs_and_multiples(points, bias):
+    y = np.stack([-points[0], 3.7 * points[1], -0.3 * points[2], points[3]])
+    assert errors(3, "relu", points, y, [(0, 0), (1, 1), (2, 2), (3, 3)], bias) < 1e-12
+
+
+@pytest.mark.parametrize("accurate", [False, True])
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-13])
+def test_near_duplicates(points, distance, accurate):
+    y = points + distance * np.random.default_rng(1).normal(size=points.shape)
+    bar = 1e-12 if accurate else 1e-8
+    assert errors(3, "relu", points, y, [(0, 0), (1, 1)], accurate=accurate) < bar
+
+
+def test_many_near_duplicates_in_the_accurate_mode(points):
+    rng = np.random.default_rng(2)
+    x = points[:1] + 1e-7 * rng.normal(size=(40, 6))
+    pairs = [(0, 39), (17, 3), (30, 31)]
+    assert errors(3, "relu", x, None, pairs, accurate=True) < 1e-12
+    assert errors(3, "relu", x, None, pairs) < 1e-7
+
+
+def test_single_precision_diagonal_at_depth_20(points):
+    single = points.astype(np.float32)
+    found = network(20, ACTS["relu"][0])(single, None, "ntk")
+    assert found.dtype == jnp.float32
+    for i in range(len(single)):
+        true = reference(single[i], single[i], 20, relu_dual, W, B)[1]
+        assert abs(float(found[i, i]) / true - 1) < 2e-6
+
+
+def test_large_weights_of_erf_in_single_precision():
+    x = np.ones((2, 3), np.float32)
+    kernel_fn = stax.serial(stax.Dense(1, 30.0, 0.1), stax.Erf(), stax.Dense(1))[2]
+    found = float(kernel_fn(x, x.copy(), "ntk")[0, 1])
+    with mp.workdps(40):
+        v = mp.mpf(30.0) ** 2 + mp.mpf(0.1) ** 2
+        nngp, slope = erf_dual(v, v, v)
+    assert abs(found / float(nngp + slope * v) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("act", ["Relu", "Abs", "Erf", "Gelu", "Sign", "Gabor"])
+def test_zero_inputs_are_finite_without_bias(act):
+    x = np.zeros((2, 3), np.float32)
+    x[1] = 1.0
+    net = [stax.Dense(1), getattr(stax, act)(), stax.Dense(1)]
+    assert np.isfinite(np.asarray(stax.serial(*net)[2](x, None, "ntk"))).all()
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_rectified_monomials_at_equal_opposite_and_zero_inputs(degree):
+    x = np.array([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]])
+    net = stax.serial(stax.Dense(1), stax.RectifiedMonomial(degree), stax.Dense(1))
+    with jax.enable_x64(True):
+        nngp = np.asarray(net[2](x, None, "nngp"))
+    v = 2.5
+    moment = {0: 0.5, 1: v / 2, 2: 3 * v**2 / 2, 3: 15 * v**3 / 2}[degree]
+    np.testing.assert_allclose(nngp[[0, 1], [0, 1]], moment, rtol=1e-13)
+    np.testing.assert_allclose(nngp[0, 1], 0.0, atol=1e-13)
+    assert np.isfinite(nngp).all()
