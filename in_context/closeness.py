@@ -9,8 +9,8 @@ The experiment of "The Closeness of In-Context Learning and Weight Shifting for 
 - The gradient step answers a_q . x_1 with x_1 = (learning_rate / n) A^T (b - 1 / n), the step of
   softmax regression from x = 0, with the one learning rate that is best over many prompts.
 
-With `leak` the queries are the shown rows, targets and all. Then a layer can copy b, beats the
-gradient step, and is not close to it: a warning, not a result.
+With `leak` the queries are the shown rows, targets and all. Then a layer copies b: at n = 25, d = 5
+its loss is a third of the gradient step's. A comparison made so says nothing about closeness.
 """
 
 import dataclasses

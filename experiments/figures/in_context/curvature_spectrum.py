@@ -99,6 +99,7 @@ def draw(result: dict[str, Any]):
         )
         axis.axhline(result["bounds"][label], color=color, linewidth=1)
     axis.set(xlabel="n, rows of A", ylabel="extreme eigenvalue of B", ylim=(-0.5, 0.75))
+    axis.set_xticks(result["sizes"])
     axis.set_title("published interval: [-4, 8]; lines: bounds of the package")
     axis.legend(ncols=2, fontsize=8, loc="upper center")
     return figure

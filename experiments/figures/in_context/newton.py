@@ -13,7 +13,7 @@ from experiments.figures import claim
 from in_context import softmax_regression
 from shared import plotting
 
-N, D = 200, 10
+N, D = 30, 4
 
 
 def compute(fast: bool) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def compute(fast: bool) -> dict[str, Any]:
             iterations = []
             for seed in seeds:
                 rng = np.random.default_rng(seed)
-                A, b = rng.normal(size=(N, D)), rng.dirichlet(np.full(N, 0.1))
-                weights = np.full(N, 1e-3)
+                A, b = rng.normal(size=(N, D)), rng.dirichlet(np.ones(N))
+                weights = np.full(N, 3e-3)
                 if name == "convex":
                     strength = 0.01 * float(np.linalg.norm(A, 2)) ** 2
                     weights = softmax_regression.convex_weights(A, b, strong_convexity=strength)
