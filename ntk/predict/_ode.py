@@ -220,7 +220,8 @@ def _settle(velocity, state, arguments, tolerances, max_steps) -> Any:
         y0=state,
         args=arguments,
         stepsize_controller=diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1]),
-        event=diffrax.Event(diffrax.steady_state_event(tolerances[0], tolerances[1])),
+        # Absolute: relative to outputs that grow without end, any speed is rest in the end.
+        event=diffrax.Event(diffrax.steady_state_event(rtol=0.0, atol=tolerances[1])),
         max_steps=max_steps,
         throw=False,
     )

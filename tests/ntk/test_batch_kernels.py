@@ -35,8 +35,7 @@ def check(found, expected):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("device_count", [0, -1, 3])
-@pytest.mark.parametrize("batch_size", [0, 1, 5])
+@pytest.mark.parametrize(("batch_size", "device_count"), [(5, 0), (1, 3), (0, -1)])
 def test_any_block_size_and_device_count(batch_size, device_count):
     for on_device in (True, False):
         batched = ntk.batch(kernel_fn, batch_size, device_count, on_device)
@@ -74,7 +73,7 @@ def test_pairs_of_masks_are_cut():
     check(found, kernel_fn(X, Y, "ntk", mask=masks))
 
 
-@pytest.mark.parametrize(("traced", "diagonal"), [((-1,), ()), ((), ()), ((-1,), (0,)), ((), (0,))])
+@pytest.mark.parametrize(("traced", "diagonal"), [((), ()), ((-1,), (0,))])
 def test_empirical_kernels_in_blocks(traced, diagonal):
     w = np.random.default_rng(2).normal(size=(3, 4)).astype(np.float32)
     function = ntk.empirical_ntk_fn(lambda w, x: jnp.tanh(x @ w), traced, diagonal)

@@ -36,9 +36,11 @@ def test_polynomials_are_expanded_exactly(degree):
     np.testing.assert_allclose(expanded(jnp.float32(1.5), 2.0), 2 * expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "activation", ["tanh", "relu", "gelu", "silu", "softplus", "softmax", "erf"]
-)
+SLOW = ("relu", "silu", "softplus", "softmax", "erf")
+ACTIVATIONS = ["tanh", "gelu", *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_jet_agrees_with_nested_derivatives(activation):
     functions = {
         name: getattr(jax.nn, name) for name in ("relu", "gelu", "silu", "softplus", "softmax")
@@ -59,7 +61,7 @@ def test_jet_agrees_with_nested_derivatives(activation):
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-12 * float(abs(value).max()))
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_linearization_matches_dense_jacobians(network):
     with jax.enable_x64(True):
         if network == "mlp":

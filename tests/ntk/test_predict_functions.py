@@ -55,7 +55,7 @@ def test_null_directions_of_an_inconsistent_kernel_grow_linearly():
     np.testing.assert_allclose(found, [[1 - np.exp(-5.0) + 5.0]], rtol=1e-14)
 
 
-@pytest.mark.parametrize("kernel", [np.zeros((3, 3)), np.ones((3, 3)), np.diag([1.0, 0.0, 1e-30])])
+@pytest.mark.parametrize("kernel", [np.zeros((3, 3)), np.diag([1.0, 0.0, 1e-30])])
 def test_singular_kernels_give_finite_numbers(kernel):
     y, cross = normal(4, 3, 2), kernel[:2]
     with jax.enable_x64(True):
@@ -115,7 +115,7 @@ def scipy_flow(gradient, dd, td, f0, f1, rate, momentum, time):
     return z[:n].reshape(f0.shape), z[n : n + m].reshape(f1.shape)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_any_loss_matches_an_independent_integrator(momentum):
     dd, td, _ = joint(7, 5, 3)
     y, f0, f1 = np.eye(3)[[0, 1, 2, 0, 1]], normal(8, 5, 3), normal(9, 3, 3)
@@ -137,6 +137,7 @@ def test_any_loss_matches_an_independent_integrator(momentum):
         np.testing.assert_allclose(test[k], expected[1], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_flow_on_the_squared_loss_matches_the_closed_form_and_resumes():
     dd, td, _ = joint(10, 5, 3)
     y, f0, f1 = normal(11, 5, 2), normal(12, 5, 2), normal(13, 3, 2)
@@ -166,7 +167,7 @@ def test_unbounded_training_is_reported():
         )(None)
 
 
-@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("repeated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_predictions_differentiate_in_the_kernel(repeated):
     # By central differences, at distinct and at coinciding eigenvalues, where autodiff through
     # eigenvectors gives NaN.

@@ -1,4 +1,4 @@
-"""Along a kernel principal component training converges at its eigenvalue; the rest shrinks as 1/n.
+"""Along a kernel principal component training converges at its eigenvalue; the rest falls as n^-1/2.
 
 Jacot, Gabriel and Hongler (arXiv:1806.07572), Figure 3: two hidden ReLU layers, the target is the
 output at the start plus half of the second component of the kernel on digits. The error along the
