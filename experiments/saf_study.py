@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         table = saf_table.compare(result["runs"])
         print(f"\n{title(result)}\n{saf_table.format_table(table)}\n", flush=True)
-        plotting.save(draw(result), arguments.out / f"{name}.png")
+        with plotting.theory_style():
+            plotting.save(draw(result), arguments.out / f"{name}.png")
     print(f"written to {arguments.out}")
     return 0
 
