@@ -19,44 +19,45 @@ from shared import plotting
 network = functools.partial(apply, activation=jnp.tanh, w_std=1.5, b_std=0.1)
 
 
-def train(scale: float, seed: int, width: int, steps: int) -> dict[str, float]:
-    """Kernel drift and alignment when training has ended."""
-    rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.normal(size=(32, 6)), jnp.float32)
+@functools.partial(jax.jit, static_argnames=("width", "max_steps"))
+def run(key, x, y, scale, *, width: int, max_steps: int) -> dict[str, jax.Array]:
+    """Kernel drift and alignment when the loss has fallen to a hundredth."""
+    first = init(key, (x.shape[1], width, width, 1))
+    start = network(first, x)
+
+    def loss(params):
+        return 0.5 * jnp.mean((scale * (network(params, x) - start) - y) ** 2)
+
+    before = ntk.empirical_ntk_fn(network)(x, None, first)
+    rate = y.size / jnp.linalg.eigvalsh(before)[-1] / scale**2
+
+    def unfinished(carry):
+        return (carry[1] > 0.005) & (carry[2] < max_steps)
+
+    def step(carry):
+        params, _, count = carry
+        value, slope = jax.value_and_grad(loss)(params)
+        return jax.tree.map(lambda a, g: a - rate * g, params, slope), value, count + 1
+
+    params, value, _ = jax.lax.while_loop(unfinished, step, (first, jnp.float32(1.0), 0))
+    after = ntk.empirical_ntk_fn(network)(x, None, params)
+    gain = ntk.dynamics.alignment(after, y) - ntk.dynamics.alignment(before, y)
+    return {"drift": ntk.dynamics.kernel_drift(after, before), "gain": gain, "loss": value}
+
+
+def train(scale: float, seed: int, width: int, max_steps: int) -> dict[str, float]:
+    """One network on data of its own."""
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=(32, 6)), jnp.float32)
     y = jnp.sign(x[:, :1] * x[:, 1:2])
-
-    @jax.jit
-    def run(key):
-        first = init(key, (6, width, width, 1))
-        start = network(first, x)
-
-        def model(params):
-            return scale * (network(params, x) - start)
-
-        before = ntk.empirical_ntk_fn(network)(x, None, first)
-        rate = 1.0 / jnp.linalg.eigvalsh(before)[-1] * y.size / scale**2
-
-        def step(params, _):
-            loss, slope = jax.value_and_grad(lambda p: 0.5 * jnp.mean((model(p) - y) ** 2))(params)
-            move = loss > 0.005  # a hundredth of the loss at the start
-            keep = jnp.where(move, rate, 0.0)
-            return jax.tree.map(lambda a, g: a - keep * g, params, slope), loss
-
-        params, losses = jax.lax.scan(step, first, None, length=steps)
-        after = ntk.empirical_ntk_fn(network)(x, None, params)
-        return {
-            "drift": ntk.dynamics.kernel_drift(after, before),
-            "gain": ntk.dynamics.alignment(after, y) - ntk.dynamics.alignment(before, y),
-            "loss": losses[-1],
-        }
-
-    return {k: float(v) for k, v in run(jax.random.fold_in(jax.random.key(2), seed)).items()}
+    key = jax.random.fold_in(jax.random.key(2), seed)
+    found = run(key, x, y, jnp.float32(scale), width=width, max_steps=max_steps)
+    return {k: float(v) for k, v in found.items()}
 
 
 def compute(fast: bool) -> dict[str, Any]:
     """Drift and gain in alignment for scales over three decades."""
-    scales = (0.3, 3.0, 30.0) if fast else (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    width, seeds, steps = (64, 2, 1500) if fast else (128, 4, 6000)
+    scales = (0.3, 3.0, 30.0) if fast else (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    width, seeds, steps = (64, 2, 1500) if fast else (128, 4, 10_000)
     runs = [[train(s, seed, width, steps) for seed in range(seeds)] for s in scales]
     points = {k: [[r[k] for r in row] for row in runs] for k in ("drift", "gain", "loss")}
     drift = [float(np.exp(np.mean(np.log(row)))) for row in points["drift"]]
@@ -73,7 +74,11 @@ def compute(fast: bool) -> dict[str, Any]:
         "slope": [slope, error],
         "claims": [
             claim("power of the scale in the lazy regime", slope, low=-1.2, high=-0.8),
-            claim("gain in alignment, rich over lazy", gains[0] - gains[-1], low=0.05),
+            claim(
+                f"gain in alignment at scale {scales[0]}, in standard errors over seeds",
+                gains[0] / (float(np.std(points["gain"][0], ddof=1)) / seeds**0.5),
+                low=2.0,
+            ),
             claim(
                 "largest loss at the end over that at the start",
                 float(np.max(points["loss"])) / 0.5,

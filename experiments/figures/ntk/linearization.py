@@ -21,50 +21,46 @@ from shared import plotting
 network = functools.partial(apply, activation=jnp.tanh, w_std=1.5**0.5, b_std=0.1)
 
 
+@functools.partial(jax.jit, static_argnames=("width", "steps"))
+def run(key, x, y, *, width: int, steps: int) -> dict[str, jax.Array]:
+    """Trains a network on the first inputs, and its linearization in both spaces."""
+    count = y.shape[0]
+    train = x[:count]
+    first = init(key, (x.shape[1], width, width, 1))
+    pull = jax.vjp(lambda p: network(p, train), first)[1]
+    kernel = ntk.empirical_ntk_fn(network)(x, train, first)
+    rate = 0.5 / jnp.trace(kernel[:count])  # of the sum of squares
+    start = network(first, x)
+
+    def step(carry, _):
+        params, outputs, change = carry
+        slope = jax.grad(lambda p: 0.5 * jnp.sum((network(p, train) - y) ** 2))(params)
+        params = jax.tree.map(lambda a, g: a - rate * g, params, slope)
+        residual = outputs[:count] - y
+        change = jax.tree.map(lambda a, g: a - rate * g, change, pull(residual)[0])
+        return (params, outputs - rate * kernel @ residual, change), None
+
+    nothing = jax.tree.map(jnp.zeros_like, first)
+    carry = jax.lax.scan(step, (first, start, nothing), None, length=steps)[0]
+    params, outputs, change = carry
+    apart = jax.tree.map(lambda p, a, c: p - a - c, params, first, change)
+    moved = jax.tree.map(jnp.add, first, change)
+    after = ntk.empirical_ntk_fn(network)(train, None, params)
+    return {
+        "test": jnp.sqrt(jnp.mean((network(params, x) - outputs)[count:] ** 2)),
+        "weights": jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(apart))),
+        "kernel": ntk.dynamics.kernel_drift(after, kernel[:count]),
+        "spaces": jnp.max(jnp.abs(ntk.linearize(network, first)(moved, x) - outputs)),
+    }
+
+
 def deviations(width: int, seed: int, steps: int) -> dict[str, float]:
     """How far training and linearized training are apart at the end."""
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(12, 8)), jnp.float32)
     y = jnp.asarray(rng.normal(size=(8, 1)), jnp.float32)
-    train = x[:8]
-
-    @jax.jit
-    def run(key):
-        first = init(key, (8, width, width, 1))
-        out, pull = jax.vjp(lambda p: network(p, train), first)
-        kernel = ntk.empirical_ntk_fn(network)(x, train, first)
-        rate = 0.5 * y.size / jnp.trace(kernel[:8])
-        start = network(first, x)
-
-        def step(carry, _):
-            params, linear, change = carry
-            slope = jax.grad(lambda p: 0.5 * jnp.mean((network(p, train) - y) ** 2))(params)
-            params = jax.tree.map(lambda a, g: a - rate * y.size * g, params, slope)
-            residual = linear[:8] - y
-            moved = pull(residual)[0]
-            change = jax.tree.map(lambda a, g: a - rate * g, change, moved)
-            return (params, linear - rate * kernel @ residual, change), None
-
-        nothing = jax.tree.map(jnp.zeros_like, first)
-        carry, _ = jax.lax.scan(step, (first, start, nothing), None, length=steps)
-        params, linear, change = carry
-        del out
-        apart = jax.tree.map(lambda p, a, c: p - a - c, params, first, change)
-        by_weights = ntk.linearize(network, first)(
-            jax.tree.map(lambda a, c: a + c, first, change), x
-        )
-        norm = lambda tree: jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(tree)))  # noqa: E731
-        return {
-            "test": jnp.sqrt(jnp.mean((network(params, x) - linear)[8:] ** 2)),
-            "weights": norm(apart),
-            "kernel": ntk.dynamics.kernel_drift(
-                ntk.empirical_ntk_fn(network)(train, None, params), kernel[:8]
-            ),
-            "spaces": jnp.max(jnp.abs(by_weights - linear)),
-            "left": jnp.sqrt(jnp.mean((linear[:8] - y) ** 2) / jnp.mean((start[:8] - y) ** 2)),
-        }
-
-    return {k: float(v) for k, v in run(jax.random.fold_in(jax.random.key(1), seed)).items()}
+    key = jax.random.fold_in(jax.random.key(1), seed)
+    return {k: float(v) for k, v in run(key, x, y, width=width, steps=steps).items()}
 
 
 def compute(fast: bool) -> dict[str, Any]:
