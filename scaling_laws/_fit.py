@@ -231,14 +231,10 @@ def refuse(law, prepared, free):
             f"({', '.join(s for s, f in zip(law.symbols, free) if f)}); at least {needed} are "
             "needed, and three times as many for useful intervals. Fix some with fixed=."
         )
-    for parameter in law.parameters:
-        if parameter.linear or not free[law.symbols.index(parameter.symbol)]:
-            continue
-        for dimension in parameter.unit.keys() & set(prepared.inputs):
-            _refuse_constant(law, prepared, dimension, parameter.symbol)
     for name in law.inputs:
-        exponents = [p for p in law.parameters if name in p.unit]
-        fitted = [p.symbol for p in exponents if free[law.symbols.index(p.symbol)]]
+        # The exponents of an input are the powers to which the amplitudes carry its unit.
+        powers = {str(p.unit[name]).lstrip("-") for p in law.parameters if name in p.unit}
+        fitted = [s for s, f in zip(law.symbols, free) if f and s in powers]
         if fitted and name in prepared.inputs:
             _refuse_constant(law, prepared, name, " and ".join(fitted))
     if hasattr(law, "response"):

@@ -10,45 +10,57 @@ from scaling_laws._diagnostics import jacobian_at
 from scaling_laws._fit import batch_of, lanes_for
 from scaling_laws._result import FitResult
 
+WINDOW = 0.6  # of the noise, around 0
+
 
 def covariance(result: FitResult):
     """Covariance of the free inner parameters, widened by the autocorrelation along curves.
 
-    For least squares it is s^2 (J'J)^-1; for a robust loss the factor is that of an M-estimator,
-    mean(psi^2) / mean(psi')^2 (Huber & Ronchetti 2009, Eq. 6.6). Points / effective points
+    Least squares: s^2 (J'J)^-1. A robust loss: the sandwich (J'KJ)^-1 J'psi^2 J (J'KJ)^-1, which
+    holds where the noise differs between points; K counts the points within a window of the noise
+    (Powell's estimator of the density at 0, as in quantile regression). Points / effective points
     multiplies it where residuals repeat each other.
     """
     jacobian, residuals = jacobian_at(result.law, result.prepared, result.z)
     weights = result.prepared.weights
     used = weights > 0
-    columns = jacobian[used][:, result.free] * np.sqrt(weights[used])[:, None]
-    factor = noise_factor(result, residuals[used])
+    columns, own = jacobian[used][:, result.free], residuals[used]
     repeated = result.diagnostics.num_points / result.diagnostics.effective_points
-    return np.linalg.pinv(columns.T @ columns, hermitian=True) * factor * repeated
+    scaled = columns * np.sqrt(weights[used])[:, None]
+    if result.settings.loss == "lsq":
+        factor = noise_factor(result, own)
+        return np.linalg.pinv(scaled.T @ scaled, hermitian=True) * factor * repeated
+    psi, density = _slope_and_density(result, own)
+    bread = np.linalg.pinv((scaled * density[:, None]).T @ scaled, hermitian=True)
+    tilted = columns * (weights[used] * psi)[:, None]
+    points = len(own)
+    correction = points / max(points - columns.shape[1], 1)
+    return bread @ (tilted.T @ tilted) @ bread * correction * repeated
+
+
+def _slope_and_density(result, residuals):
+    """psi of each residual, and the curvature that its loss has on average around it."""
+    kind, delta = result.settings.loss, result.settings.delta
+    if kind == "lad":
+        kind, delta = "huber", 1e-7
+    with jax.enable_x64(True):
+        slope, curvature = _robust.weights(kind, delta, jnp.asarray(residuals))
+        slope, curvature = np.asarray(slope), np.asarray(curvature)
+    window = WINDOW * 1.4826 * float(np.median(np.abs(residuals)))
+    if kind == "huber" and delta < window:
+        # delta below the noise: the few points inside it would be counted, not averaged.
+        curvature = (np.abs(residuals) <= window) * delta / window
+    return slope * residuals, curvature
 
 
 def noise_factor(result, residuals):
     """Squared error of a location estimate from these residuals, per point."""
     points, free = len(residuals), int(np.sum(result.free))
     correction = points / max(points - free, 1)
-    kind, delta = result.settings.loss, result.settings.delta
-    if kind == "lsq":
+    if result.settings.loss == "lsq":
         return float(np.mean(residuals**2)) * correction
-    if kind == "lad":
-        kind, delta = "huber", 1e-7
-    with jax.enable_x64(True):
-        slope, curvature = _robust.weights(kind, delta, jnp.asarray(residuals))
-        slope, curvature = np.asarray(slope), np.asarray(curvature)
-    psi = slope * residuals
-    # The mean curvature of Huber's loss is the density near 0 when delta is below the noise; a
-    # window of at least a third of the noise keeps that an estimate rather than a count of few.
-    noise = 1.4826 * float(np.median(np.abs(residuals)))
-    if kind == "huber" and delta < noise / 3:
-        window = max(noise / 3, delta)
-        share = float(np.mean(np.abs(residuals) <= window)) * delta / window
-    else:
-        share = float(np.mean(curvature))
-    return float(np.mean(psi**2)) / max(share, 1e-300) ** 2 * correction
+    psi, curvature = _slope_and_density(result, residuals)
+    return float(np.mean(psi**2)) / max(float(np.mean(curvature)), 1e-300) ** 2 * correction
 
 
 def interval(result: FitResult, symbol, level=0.95) -> tuple[float, float]:
@@ -135,16 +147,9 @@ def profile(result: FitResult, symbol, *, level=0.95, num_points=41, span=4.0):
 
 
 def _curvature(result, residuals):
-    kind, delta = result.settings.loss, result.settings.delta
-    if kind == "lsq":
+    if result.settings.loss == "lsq":
         return 1.0
-    delta = 1e-7 if kind == "lad" else delta
-    noise = 1.4826 * float(np.median(np.abs(residuals)))
-    if kind in ("huber", "lad") and delta < noise / 3:
-        return float(np.mean(np.abs(residuals) <= noise / 3)) * delta / (noise / 3)
-    with jax.enable_x64(True):
-        kind = "huber" if kind == "lad" else kind
-        return float(np.mean(_robust.weights(kind, delta, jnp.asarray(residuals))[1]))
+    return float(np.mean(_slope_and_density(result, residuals)[1]))
 
 
 def _smooth_objective(result, residuals):

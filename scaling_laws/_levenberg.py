@@ -225,8 +225,8 @@ def _run(residual, batch, problems, delta, tolerance, max_iterations, *, kind, l
         tangents, values = jacobian(residual, lane.z, inputs, targets)
         slope, curvature = _robust.weights(kind, delta, values)
         gradient = tangents @ (weights * slope * values)
-        majorant = (tangents * (weights * slope)) @ tangents.T
-        newton = (tangents * (weights * curvature)) @ tangents.T
+        majorant = (tangents * (weights * slope)[None]) @ tangents.T
+        newton = (tangents * (weights * curvature)[None]) @ tangents.T
         scale = jnp.diagonal(majorant) + 1e-300
         # At a bound with the slope pointing out of the box the parameter stays where it is.
         stuck = ((lane.z <= lower) & (gradient > 0)) | ((lane.z >= upper) & (gradient < 0))
