@@ -70,7 +70,7 @@ def make_program(study: Study, config: Config, devices: Devices, steps_per_epoch
 
     names: list[str] = []
     step = devices.map(
-        _device_step(study, config, steps_per_epoch, expand, names),
+        _device_step(study, config, devices.size, steps_per_epoch, expand, names),
         (split, True, False),
         (split, False),
         donate=(0,),
@@ -153,6 +153,7 @@ def compute_in(model: Any, dtype: str) -> Any:
 def _device_step(
     study: Study,
     config: Config,
+    num_devices: int,
     steps_per_epoch: int,
     expand: Expand,
     names: list[str],
@@ -200,8 +201,9 @@ def _device_step(
             gradient = state.gradient
 
         metrics = _accuracy(logits, batch) | dict(metrics)
-        grads, loss, metrics = jax.lax.pmean((grads, loss, metrics), AXIS)
-        model_state, gradient = _same_everywhere((model_state, gradient))
+        if num_devices > 1:  # over one device XLA copies what it averages
+            grads, loss, metrics = jax.lax.pmean((grads, loss, metrics), AXIS)
+            model_state, gradient = _same_everywhere((model_state, gradient))
         grad_norm = optax.tree.norm(grads)
         if config.clip_norm > 0:
             scale = config.clip_norm / jnp.maximum(grad_norm, config.clip_norm)
