@@ -74,13 +74,19 @@ class Activation(Layer):
         residual = None if dual.residual is None else jax.lax.stop_gradient(dual.residual)
         if kernel.residual is None and kernel.spatial_ndim:
             residual = None  # the next layer that moves positions would drop it
-        nngp, tangent, residual = settle(dual.nngp, tangent, residual)
+        nngp, tangent, residual, cov1, cov2 = settle(
+            dual.nngp,
+            tangent,
+            residual,
+            self._own(kernel, kernel.cov1, var1),
+            None if kernel.cov2 is None else self._own(kernel, kernel.cov2, var2),
+        )
         out = kernel.replace(
             nngp=nngp,
             ntk=tangent,
             residual=residual,
-            cov1=self._own(kernel, kernel.cov1, var1),
-            cov2=None if kernel.cov2 is None else self._own(kernel, kernel.cov2, var2),
+            cov1=cov1,
+            cov2=cov2,
             is_gaussian=False,
             is_input=False,
         )

@@ -43,8 +43,8 @@ def residual_after_affine(kernel: Kernel, weight: Any, bias: Any) -> Array | Non
     root2 = spread(jnp.sqrt(var2), 1, 2, kernel.diagonal_spatial)
     norm = root1 * root2
     total = norm + cross
-    positive = cross > 0
-    gap = jnp.where(positive, residual / jnp.where(positive, total, 1), norm - cross)
+    tiny = jnp.finfo(residual.dtype).tiny
+    gap = jnp.where(cross > 0, residual / jnp.maximum(total, tiny), norm - cross)
     difference = root1 - root2
     distance = difference * difference + 2 * gap
     bias = jax.lax.stop_gradient(jnp.asarray(bias, residual.dtype))

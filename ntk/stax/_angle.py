@@ -64,7 +64,7 @@ def folded(cross: Array, var1: Array, var2: Array, q: Array) -> tuple[Array, Arr
     size = jnp.abs(cross)
     # phi / 2 has the tangent r / (sqrt(v1 v2) + |K|), which is at most 1.
     total = jnp.sqrt(var1) * jnp.sqrt(var2) + size
-    half = jnp.minimum(root / jnp.where(total > 0, total, 1), 1)
+    half = root / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     phi = 2 * atan_in_unit(half)
     return phi, root - phi * size
 

@@ -14,6 +14,8 @@ Array = jax.Array
 
 #: Entries of one block: its arrays of a layer stay in a second-level cache.
 ENTRIES = 2**17
+#: The same where a pair is one number, and the loop over blocks itself is not free.
+PAIRS = 2**18
 #: Temporary arrays that one block may hold at a time, before a budget measures them.
 ARRAYS = 48
 
@@ -58,7 +60,7 @@ def run_in_tiles(
     symmetric = x2 is None
     other = x1 if x2 is None else x2
     rows, columns = x1.shape[batch_axis], other.shape[batch_axis]
-    pairs = max(1, ENTRIES // entries)
+    pairs = PAIRS if entries == 1 else max(1, ENTRIES // entries)
     if max_memory is not None:
         limit = _pairs_in(whole, x1, other, batch_axis, channel_axis, names, pairs, max_memory)
         pairs = min(pairs, limit)

@@ -18,6 +18,7 @@ from ntk.stax._window import (
     counts,
     forward_window,
     parse_padding,
+    shifted,
     single_windows,
     window_sum,
 )
@@ -96,11 +97,11 @@ class PoolLayer(Layer):
         return inputs
 
     def mask(self, mask: Array, shape: Any) -> Array:
-        """Masked where the whole window is."""
-        keep = (~mask).astype(jnp.float32)
+        """Masked where the centre of the window is, as after a convolution."""
+        hidden = mask.astype(jnp.float32)
         for axis, window in self.windows(shape):
-            keep = window_sum(keep, (axis,), window)
-        return keep == 0
+            hidden = shifted(hidden, (axis,), window, (window.size - 1) // 2 - window.low)
+        return hidden > 0
 
     def need(self, need: Need) -> Need:
         """Covariances within the windows."""
@@ -129,10 +130,11 @@ class PoolLayer(Layer):
                 (2, kernel.mask2, kernel.shape2),
             )
         }
-        return map_covariances(
+        out = map_covariances(
             kernel, pooled, mixes=True, is_input=False, shape1=self.output_shape(kernel.shape1),
             shape2=self.output_shape(kernel.shape2), **masks,
         )  # fmt: skip
+        return out if out.mask1 is None and out.mask2 is None else out.mask(out.mask1, out.mask2)
 
 
 def _along(ndim: int, axis: int) -> tuple[int, ...]:

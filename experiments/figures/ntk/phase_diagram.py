@@ -19,11 +19,11 @@ DEPTH = 100
 COSINE = 0.6  # of the two inputs
 
 
-def after_layers(weight: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Correlation of two inputs after DEPTH layers, and sigma_w^2 E[phi'^2] there."""
+def after_layers(weight: Any, bias: Any, depth: int = DEPTH) -> tuple[jax.Array, jax.Array]:
+    """Correlation of two inputs after `depth` layers, and sigma_w^2 E[phi'^2] there."""
     x = jnp.array([[1.0, 0.0], [COSINE, (1 - COSINE**2) ** 0.5]]) * 2**0.5
     block = (stax.Dense(1, jnp.sqrt(weight), jnp.sqrt(bias)), stax.Erf())
-    _, _, kernel_fn = stax.serial(*block * DEPTH, block[0])
+    _, _, kernel_fn = stax.serial(*block * depth, block[0])
     kernel = kernel_fn(x, None)
     correlation = kernel.nngp[0, 1] / jnp.sqrt(kernel.nngp[0, 0] * kernel.nngp[1, 1])
     # A unit tangent kernel passes through the nonlinearity multiplied by E[phi'(u) phi'(v)].
@@ -40,7 +40,8 @@ def compute(fast: bool) -> dict[str, Any]:
         correlation, chi = map(np.asarray, run(jnp.asarray(weights), jnp.asarray(biases)))
         # chi grows with the weights; without biases it passes 1 where the order is lost.
         fine = np.linspace(0.7, 0.87, 18)
-        _, on_axis = jax.jit(jax.vmap(after_layers, (0, None)))(jnp.asarray(fine), 0.0)
+        # Variances fall like 1 / depth on the line, hence the depth.
+        _, on_axis = jax.jit(jax.vmap(lambda w: after_layers(w, 0.0, 3000)))(jnp.asarray(fine))
     on_axis = np.asarray(on_axis)
     critical = float(np.interp(1.0, on_axis, fine))
     clear = np.abs(chi - 1) > 0.1  # nearer the line 100 layers are not enough
