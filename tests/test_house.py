@@ -78,7 +78,10 @@ def test_no_file_is_longer_than_one_sitting():
 
 
 def test_no_unfinished_work_is_left():
-    words = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|raise NotImplement" + "edError")
+    # A refusal says what would work; a bare one is a stub.
+    words = re.compile(
+        r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|NotImplement" + r"edError(\(\))?$", re.M
+    )
     guilty = [
         str(path.relative_to(ROOT))
         for path in python_files(*IMPORTED, "tests")
