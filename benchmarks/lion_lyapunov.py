@@ -39,6 +39,17 @@ def run(fast: bool) -> list[dict[str, Any]]:
         {"l1": 1.05, "huber": 1.05, "log_cosh (tanh)": 1.05, "lp(1.5)": 2.0, "row_l2": 2.0},
         calls=calls,
     )
+    smooth = optax.chain(
+        optax.scale_by_lion(mode="smooth"),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(1e-3),
+    )
+    rows += steps(
+        "optax's smooth mode",
+        {"optax's smooth mode": smooth, "log_cosh (tanh)": _lion_k(kappas.log_cosh(1.0))},
+        {"log_cosh (tanh)": 1.05},
+        calls=calls,
+    )
     rows += steps(
         "optax.lion",
         {

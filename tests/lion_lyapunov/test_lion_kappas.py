@@ -221,6 +221,18 @@ MATRICES = {
 ALL = {**VECTORS, **MATRICES}
 SHAPE = {name: (6,) if name in VECTORS else (5, 3) for name in ALL}
 QUICK = {"l1", "huber", "log_cosh", "l2", "top_k", "log_sum_exp", "row_l2"}
+# The costliest to compile, each a variation of one that stays in the fast tier.
+SLOW = {
+    "lp_1.2",
+    "half_squared",
+    "scaled",
+    "operator_norm",
+    "ky_fan",
+    "half_squared_nuclear",
+    "moreau_nuclear",
+    "as_matrix",
+}
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in ALL]
 SVD_BASED = set(MATRICES) - {"frobenius", "row_l2", "col_l2", "batched"}
 
 
@@ -254,7 +266,7 @@ def run_all(name):
         return zs, ys, {name: np.asarray(value) for name, value in out.items()}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_kappa_against_numpy(name):
     row = ALL[name]
     zs, ys, out = run_all(name)
@@ -289,7 +301,7 @@ def test_separable_conjugates_by_maximisation(name):
             assert abs(ours + least) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_conjugate_is_infinite_outside_and_finite_inside(name):
     row = ALL[name]
     _, _, out = run_all(name)
@@ -339,7 +351,7 @@ def problems(shape):
     return quadratic, logistic
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_trajectories_equal_a_numpy_loop(name):
     row, shape = ALL[name], SHAPE[name]
     b1, b2, rate, decay, steps = 0.8, 0.95, 0.03, 0.4, 40

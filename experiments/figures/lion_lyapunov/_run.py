@@ -52,9 +52,9 @@ def logistic(num: int, size: int, seed: int) -> np.ndarray:
 
 def digits(num: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits, pixels in [-1, 1], in a fixed random order."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))[:num]
-    return data.data[order] / 8.0 - 1.0, data.target[order]
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))[:num]
+    return images[order] / 8.0 - 1.0, labels[order]
 
 
 def mlp_params(seed: int, sizes: tuple[int, ...] = (64, 32, 10), scale: float = 1.0) -> PyTree:

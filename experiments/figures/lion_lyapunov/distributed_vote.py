@@ -32,7 +32,7 @@ def compute(fast):
             if method == "full gradients":
                 grads = jnp.broadcast_to(grads.mean(axis=0), grads.shape)
             signs, states = jax.vmap(inner.update)(grads, states)
-            mean = signs.mean(axis=0)
+            mean = jnp.mean(jnp.asarray(signs), axis=0)
             agreed = jnp.sign(mean) if method == "majority vote" else mean
             x = x - RATE * (agreed + DECAY * x)
             return (x, states), loss(x, data)

@@ -25,8 +25,11 @@ def compute(fast):
             kappa = kappas.lp(p)
             optimizer = lion_k(RATE, kappa, weight_decay=decay)
 
-            def record(x, decay=decay, kappa=kappa):
-                norms = [decay * kappa.dual_norm(w) for w in jax.tree.leaves(x)]
+            gauge = kappa.dual_norm
+            assert gauge is not None
+
+            def record(x, decay=decay, gauge=gauge):
+                norms = [decay * gauge(w) for w in jax.tree.leaves(x)]
                 return {"norms": jnp.stack(norms), "loss": loss(x)}
 
             _, path = descend(optimizer, loss, params, steps, record)

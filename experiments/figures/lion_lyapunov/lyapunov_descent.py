@@ -95,18 +95,19 @@ def _lion(loss, rate, steps, smoothness):
         grads = jax.grad(loss)(x)
         updates, after = optimizer.update(grads, state, x)
         new, now = x + updates, schedule(t)
+        mu, next_mu = (analysis.find_momentum(s, x) for s in (state, after))
         parts = analysis.discrete_decrements(
             kappa,
             new,
-            state[0].mu,
-            after[0].mu,
+            mu,
+            next_mu,
             grads,
             DECAY,
             learning_rate=now,
             smoothness=smoothness,
         )
-        before = energy(x, state[0].mu, now)
-        slack = parts.bound - (energy(new, after[0].mu, now) - before)
+        before = energy(x, mu, now)
+        slack = parts.bound - (energy(new, next_mu, now) - before)
         return (new, after), {"lyapunov": before, "loss": loss(x), "slack": slack}
 
     x = jnp.full(6, 0.3)
