@@ -16,9 +16,9 @@ from lion_lyapunov._checks import (
     check_non_negative,
     check_positive,
 )
-from lion_lyapunov._combine import on_tree
 from lion_lyapunov._kappa import Array, Kappa
 from lion_lyapunov._lyapunov import lyapunov
+from lion_lyapunov._parts import on_tree
 
 PyTree = Any
 LossFn = Callable[[PyTree], Array]

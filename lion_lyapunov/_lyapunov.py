@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from lion_lyapunov._checks import Number
-from lion_lyapunov._combine import on_tree
 from lion_lyapunov._kappa import Array, Kappa
 from lion_lyapunov._objective import inner, loss_value, penalty, times
+from lion_lyapunov._parts import on_tree
 
 PyTree = Any
 Loss = Number | Callable[[PyTree], Array]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lion_lyapunov._checks import Number, check_choice, check_non_negative
-from lion_lyapunov._combine import on_tree
 from lion_lyapunov._kappa import Array, Kappa
+from lion_lyapunov._parts import on_tree
 
 PyTree = Any
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from lion_lyapunov._checks import Number, check_count
-from lion_lyapunov._combine import on_tree
 from lion_lyapunov._kappa import Array, Kappa
 from lion_lyapunov._low_precision import Blocks, MomentumFormat
 from lion_lyapunov._lyapunov import coupling_weight
 from lion_lyapunov._objective import inner, times, violation
+from lion_lyapunov._parts import on_tree
 from lion_lyapunov._transform import ScaleByLionKState
 
 PyTree = Any

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from lion_lyapunov._checks import check_positive, check_unit_interval
-from lion_lyapunov._combine import by_shape, scaled, whole_tree
+from lion_lyapunov._combine import scaled
 from lion_lyapunov._kappa import Kappa
 from lion_lyapunov._norms import l2
+from lion_lyapunov._parts import by_shape, whole_tree
 from lion_lyapunov._separable import half_squared_l2, l1
 from lion_lyapunov._spectral import nuclear
 from lion_lyapunov._transform import lion_k

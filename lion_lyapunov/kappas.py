@@ -4,16 +4,9 @@ Every kappa has `value`, `subgradient`, `conjugate`, `project`, `conjugate_subgr
 `dual_norm`, `is_even`, `is_smooth` and `tie_rule`; see `Kappa`.
 """
 
-from lion_lyapunov._combine import as_matrix as as_matrix
-from lion_lyapunov._combine import batched as batched
-from lion_lyapunov._combine import blocks as blocks
-from lion_lyapunov._combine import by_shape as by_shape
 from lion_lyapunov._combine import half_squared as half_squared
 from lion_lyapunov._combine import moreau as moreau
-from lion_lyapunov._combine import on_tree as on_tree
 from lion_lyapunov._combine import scaled as scaled
-from lion_lyapunov._combine import shape_scaled as shape_scaled
-from lion_lyapunov._combine import whole_tree as whole_tree
 from lion_lyapunov._kappa import Kappa as Kappa
 from lion_lyapunov._lmo import from_lmo as from_lmo
 from lion_lyapunov._norms import frobenius as frobenius
@@ -21,6 +14,13 @@ from lion_lyapunov._norms import group_l2 as group_l2
 from lion_lyapunov._norms import l2 as l2
 from lion_lyapunov._norms import linf as linf
 from lion_lyapunov._norms import lp as lp
+from lion_lyapunov._parts import as_matrix as as_matrix
+from lion_lyapunov._parts import batched as batched
+from lion_lyapunov._parts import blocks as blocks
+from lion_lyapunov._parts import by_shape as by_shape
+from lion_lyapunov._parts import on_tree as on_tree
+from lion_lyapunov._parts import shape_scaled as shape_scaled
+from lion_lyapunov._parts import whole_tree as whole_tree
 from lion_lyapunov._separable import arctan as arctan
 from lion_lyapunov._separable import half_squared_l2 as half_squared_l2
 from lion_lyapunov._separable import huber as huber

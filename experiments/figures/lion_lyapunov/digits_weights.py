@@ -14,8 +14,8 @@ RATE, DECAY = 2e-3, 10.0
 
 def compute(fast):
     """A two-layer network on digits, started at five times its usual size."""
-    steps = 400 if fast else 1000
-    loss = digits_loss(400 if fast else None)
+    steps = 700 if fast else 1000
+    loss = digits_loss(300 if fast else None)
     params = mlp_params(0, scale=5.0)
     optimizer = lion_k(RATE, kappas.l1(), weight_decay=DECAY)
 
