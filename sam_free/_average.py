@@ -71,8 +71,7 @@ def update_average(
     def mix(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
             return new
-        weight = rate.astype(old.dtype)
-        return weight * old + (1 - weight) * new
+        return old + (1 - rate).astype(old.dtype) * (new - old)
 
     return Average(
         jax.tree.map(mix, average.params, params),

@@ -6,14 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 import sam_free
+from sam_free import sharpness
 from shared import data, models
 from shared.devices import AXIS
 from shared.train import Study, compute_in, default_config, steps_per_epoch
 
 METHODS = ("sgd", "saf", "mesa", "sam", "gsam", "looksam", "esam", "uniform", "averaged")
+
+PROBE_SIZE = 512  # training examples that the sharpness probe measures on
 
 
 def get_default() -> ml_collections.ConfigDict:
@@ -84,6 +88,7 @@ def build(config: Any) -> Study:
         optimizer=make_optimizer(config, steps, num_steps),
         gradient=make_gradient(config),
         eval_data={"test": test},
+        probes=make_probes(config, model, train),
     )
 
 
@@ -194,6 +199,24 @@ def make_gradient(config: Any) -> Any:
             **groups,
         )
     return None
+
+
+def make_probes(config: Any, model: models.Model, train: Any) -> dict[str, Any]:
+    """Sharpness of the cross-entropy on the first training examples, where probes are on."""
+    if not config.probe_every:
+        return {}
+    batch = train.batch(np.arange(min(PROBE_SIZE, train.num_examples)))
+
+    def make_loss(state: Any) -> Any:
+        def loss_fn(params: Any, batch: Any) -> jax.Array:
+            logits, _ = model.apply(
+                params, state.model_state, batch["image"], train=False, key=None
+            )
+            return jnp.mean(sam_free.cross_entropy(logits, batch))
+
+        return loss_fn
+
+    return {"sharpness": sharpness.probe(make_loss, [batch], key=jax.random.key(config.seed))}
 
 
 def make_optimizer(config: Any, steps: int, num_steps: int) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """Sharpness beside a dense float64 Hessian, closed forms and repeated draws."""
 
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -288,15 +289,17 @@ def test_slices_pass_through_the_centre_and_scale_with_the_filters():
         np.testing.assert_allclose(own.value[0], found.value[0, 2], rtol=1e-12)
 
 
+class State(NamedTuple):
+    params: dict
+
+
 def test_the_probe_measures_at_the_state():
-    state = types.SimpleNamespace(
-        params=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS)
-    )
+    state = State(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS))
     single = [{"image": b["image"].astype(jnp.float32), "label": b["label"]} for b in cut(16)]
     key = jax.random.key(0)
     measures = ("lambda_max", "trace", "sam_sharpness", "gradient_norm")
     watch = sharpness.probe(lambda state: LOSS, single, key=key, measures=measures, num_iters=8)
-    found = watch(state, single[0])
+    found = jax.jit(watch)(state, single[0])  # as the loop runs it
     growth = sharpness.sam_sharpness(LOSS, state.params, single, rho=0.05)
     np.testing.assert_allclose(found["sam_sharpness"], growth.value, rtol=1e-3)
     slopes = numpy_gradient(PARAMS, np.arange(48))
