@@ -34,7 +34,7 @@ def curve_of(folder: Path, rates: np.ndarray, skip: int) -> curves.Curve:
 
     A line at step s holds the mean over the updates before it, so the point stands at their middle.
     """
-    steps, losses = _runs.load(folder).curve("train/loss")
+    steps, losses = _runs.load(folder).curve("loss")
     gap = int(steps[0])
     count = len(steps) // WINDOW
     middle = steps[: count * WINDOW].reshape(count, WINDOW).mean(axis=1) - gap / 2

@@ -24,7 +24,7 @@ def diagnose(
         for i, symbol in enumerate(law.symbols)
         if free[i] and (z[i] - lower[i] < 1e-6 or upper[i] - z[i] < 1e-6)
     )
-    params = {s: float(v) for s, v in law.natural(z, prepared.scales).items()}
+    params = law.values(z, prepared.scales)
     warnings = list(law.warnings(params))
     unmoved = [
         s

@@ -105,7 +105,7 @@ def fit(
         hit_rate=float(hits.mean()),
         num_starts=len(start),
     )
-    params = {s: float(v) for s, v in law.natural(z, prepared.scales).items()}
+    params = law.values(z, prepared.scales)
     return FitResult(
         law=law,
         params=params | {s: float(v) for s, v in fixed.items()},

@@ -239,10 +239,10 @@ def _warnings(result, rates, peak, floor):
         )
     steepest = float(np.max(-np.diff(rates), initial=0.0))
     known = max(float(np.max(-np.diff(c.learning_rates), initial=0.0)) for c in fitted)
-    if steepest > max(1.5 * known, 0.02 * peak):
+    if steepest > max(1.1 * known, 0.02 * peak):
         messages.append(
             "the schedule has a cliff: the law is linear in the rates, so it rewards waiting and "
-            "then dropping at once. Runs with such a cliff were not fitted; set max_slope."
+            "then dropping at once. No run with such a cliff was fitted; set max_slope."
         )
     highest = float(result.prepared.scales["rate"])
     if abs(peak / highest - 1) > 0.05:

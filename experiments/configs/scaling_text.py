@@ -22,8 +22,8 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.eval_every_epochs = 0
     config.log_every = 20
     if mode == "smoke":
-        config.num_steps = 12
-        config.warmup_steps = 4
+        config.num_steps = 240
+        config.warmup_steps = 10
         config.width = 16
         config.depth = 1
         config.context_length = 16

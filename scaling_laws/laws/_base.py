@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -137,6 +138,11 @@ class Law:
         scaled = {p.symbol: p.outer(z[i]) for i, p in enumerate(self.parameters)}
         factors = self.factors(scaled, scales)
         return {symbol: value * factor for (symbol, value), factor in zip(scaled.items(), factors)}
+
+    def values(self, z, scales) -> dict[str, float]:
+        """`natural` on the host, in float64."""
+        with jax.enable_x64(True):
+            return {s: float(v) for s, v in self.natural(jnp.asarray(z), scales).items()}
 
     def inner(self, params: Mapping[str, float], scales) -> np.ndarray:
         """The inverse of `natural`, on the host."""
