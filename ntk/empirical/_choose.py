@@ -133,16 +133,19 @@ def predict_costs(
             2.0 * forward[0].traffic * pairs * outs[1] + 3.0 * n2 * outs[1] * weights,
         )
         products = products.then(columns)
-    acts = ITEM * sum(c.memory / ITEM * n for c, n in zip(forward, counts))
+    # Activations of the forward pass, and one copy of the weights (products transpose them).
+    acts = sum(c.memory * n for c, n in zip(forward, counts)) + ITEM * weights
     chunk = min(64e6, ITEM * n2 * max(math.prod(s) for s in side2.example_shapes()) * weights)
     structured = back_cost.then(site_cost)
-    return {
+    wide = max(p.dtype.itemsize for p in params) / ITEM
+    costs = {
         NtkImplementation.STRUCTURED_DERIVATIVES: structured._replace(
             memory=memory_sites + site_cost.memory + acts
         ),
-        NtkImplementation.JACOBIAN_CONTRACTION: row_cost._replace(memory=memory_rows + acts),
+        NtkImplementation.JACOBIAN_CONTRACTION: row_cost._replace(memory=2 * memory_rows + acts),
         NtkImplementation.NTK_VECTOR_PRODUCTS: products._replace(memory=2 * chunk + acts),
     }
+    return {method: cost._replace(memory=wide * cost.memory) for method, cost in costs.items()}
 
 
 def _rows_shape(side: Side, number: int, count: int) -> tuple[int, ...]:

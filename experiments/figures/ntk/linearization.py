@@ -1,9 +1,10 @@
-"""A network of width n stays within n^-1/2 of its linearization, in outputs and in weights.
+"""Weights stay within n^-1/2 of the linearized network's; outputs and kernel nearer still, as 1/n.
 
 Lee, Xiao et al. (arXiv:1902.06720), Theorem 2.1 and Figures 1 and 2: gradient descent of tanh
 networks and of their first-order expansion, from the same start, with the same steps. The linear
 model's outputs come from the kernel alone (function space); its weights from training it (weight
-space).
+space). The theorem bounds all three by n^-1/2; that outputs and kernel fall as 1/n, which the paper
+sees too, is explained by Dyer and Gur-Ari (arXiv:1909.11304).
 """
 
 import functools
@@ -78,7 +79,7 @@ def compute(fast: bool) -> dict[str, Any]:
             values.append([r[name] for r in runs])
     means = {k: [float(np.exp(np.mean(np.log(v)))) for v in p] for k, p in points.items()}
     slopes = {k: fitted_slope(widths, m) for k, m in means.items()}
-    low, high = (-0.75, -0.25) if fast else (-0.62, -0.38)
+    slack = 0.25 if fast else 0.12
     return {
         "data": f"8 training and 4 test inputs N(0,1) in 8 dimensions, {steps} steps; float32",
         "seeds": counts,
@@ -87,8 +88,14 @@ def compute(fast: bool) -> dict[str, Any]:
         "means": means,
         "slopes": slopes,
         "claims": [
-            claim("power of the width, test outputs", slopes["test"][0], low=low, high=high),
-            claim("power of the width, weights", slopes["weights"][0], low=low, high=high),
+            claim(
+                "power of the width, weights",
+                slopes["weights"][0],
+                low=-0.5 - slack,
+                high=-0.5 + slack,
+            ),
+            claim("power of the width, test outputs", slopes["test"][0], low=-1.3, high=-0.5),
+            claim("power of the width, kernel", slopes["kernel"][0], low=-1.3, high=-0.5),
             claim("weight space against function space, largest gap", spaces, high=2e-4),
         ],
     }
@@ -115,7 +122,12 @@ def draw(result: dict[str, Any]) -> Any:
                 axis.loglog(
                     [width] * len(values), values, ".", color=color, alpha=0.3, markersize=4
                 )
-        axis.loglog(widths, means[0] * (widths / widths[0]) ** -0.5, "k--", label="width^-1/2")
+        first = result["means"]["weights"][0]
+        axis.loglog(widths, first * (widths / widths[0]) ** -0.5, "k--", label="width^-1/2")
+        first = result["means"]["test"][0]
+        axis.loglog(widths, first * widths[0] / widths, "k:", label="1 / width")
+        lowest = min(min(row) for values in result["points"].values() for row in values)
+        axis.set_ylim(bottom=lowest / 30)  # room for the legend
         axis.set_xlabel("width")
         axis.set_ylabel("deviation after training")
         axis.set_title("geometric means over 2 to 8 seeds; fitted powers", fontsize=9)
