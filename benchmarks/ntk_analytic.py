@@ -108,7 +108,7 @@ def run(fast: bool) -> list[dict[str, Any]]:
         for name, bar in BARS.items():
             (cross, memory), (alone, _) = ours(name, False, fast), ours(name, True, fast)
             seconds(cross), seconds(alone)
-            rounds = 2 if name == "cnn_pool" else 9
+            rounds = 1 if name == "cnn_pool" else 9
             mine, symmetric, theirs, peer_memory = [], [], [], 0
             for _ in range(rounds):
                 mine.append(seconds(cross))

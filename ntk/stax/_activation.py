@@ -100,7 +100,8 @@ class Activation(Layer):
         lead = 1 if kernel.diagonal_batch else 2
         left = spread(var, 0, lead, kernel.diagonal_cov)
         right = spread(var, 1, lead, kernel.diagonal_cov)
-        return self.dual(cov, left, right, _q(cov, left, right, None, own_entries(kernel))).nngp
+        q = _q(cov, left, right, None, own_entries(kernel, cov))
+        return self.dual(cov, left, right, q).nngp
 
 
 def _q(cross: Array, var1: Array, var2: Array, residual: Array | None, equal: Any) -> Array:

@@ -72,15 +72,15 @@ def same_entries(kernel: Kernel) -> Array | None:
     return kernel.same.reshape(kernel.same.shape + (1,) * positions.ndim) & positions[None, None]
 
 
-def own_entries(kernel: Kernel) -> Array | None:
-    """Where `cov1` holds variances, for one whose pairs are full in batch or position."""
+def own_entries(kernel: Kernel, cov: Array) -> Array | None:
+    """Where `cov1` or `cov2` holds variances; None where pairs are full in neither sense."""
     spatial = () if kernel.diagonal_cov else _spatial(kernel)
     positions = equal_positions(spatial)
     if kernel.diagonal_batch:
         return None if positions is None else positions[None]
-    number = kernel.cov1.shape[0]
+    number = cov.shape[0]
     eye = jnp.eye(number, dtype=bool)
-    inner = kernel.cov1.ndim - 2
+    inner = cov.ndim - 2
     eye = eye.reshape(eye.shape + (1,) * inner)
     return eye if positions is None else eye & positions[None, None]
 

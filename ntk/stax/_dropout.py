@@ -61,15 +61,11 @@ class DropoutLayer(Layer):
                 nngp=scaled(kernel.nngp, entries), ntk=scaled(kernel.ntk, entries)
             )
         one = kernel.diagonal_batch and (kernel.diagonal_cov or kernel.spatial_ndim == 0)
-        second = None
-        if kernel.cov2 is not None:
-            second = kernel.replace(cov1=kernel.cov2, shape1=kernel.shape2)
-        return kernel.replace(
-            cov1=scaled(kernel.cov1, None if one else own_entries(kernel)),
-            cov2=None if second is None else scaled(
-                second.cov1, None if one else own_entries(second)),
-            is_input=False,
-        )  # fmt: skip
+
+        def own(cov):
+            return None if cov is None else scaled(cov, None if one else own_entries(kernel, cov))
+
+        return kernel.replace(cov1=own(kernel.cov1), cov2=own(kernel.cov2), is_input=False)
 
 
 def Dropout(rate: float, mode: str = "train") -> Network:

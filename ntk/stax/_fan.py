@@ -60,6 +60,8 @@ class _FanIn(Layer):
         return list(kernel)
 
     def _check_shapes(self, shapes: Any, skip: int | None = None) -> None:
+        if not shapes or not isinstance(shapes[0], (tuple, list)):
+            self._branches(())
         shapes = [tuple(shape) for shape in shapes]
 
         def kept(shape):

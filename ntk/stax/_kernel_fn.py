@@ -14,6 +14,7 @@ from ntk.stax._layer import Layer, Need, Network, apply_layer
 from ntk.stax._plan import run_in_tiles
 
 FIELDS = tuple(Kernel.__dataclass_fields__)
+STATIC = {name for name, field in Kernel.__dataclass_fields__.items() if field.metadata}
 
 
 def parse_get(get: Any) -> tuple[str, ...] | None:
@@ -106,14 +107,17 @@ class KernelFn:
         if jnp.finfo(dtype).bits < 32:
             x1 = x1.astype(jnp.float32)
             x2 = None if x2 is None else x2.astype(jnp.float32)
+        described = names is not None and bool(STATIC & set(names))
         result = self._compiled(
-            x1, x2, pattern, x1_is_x2=x1_is_x2, names=names, options=options,
+            x1, x2, pattern, x1_is_x2=x1_is_x2, names=None if described else names, options=options,
             mask_constant=None if mask_constant is None else _Constant(mask_constant),
         )  # fmt: skip
         if jnp.finfo(dtype).bits < 32:
             result = jax.tree.map(
                 lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, result
             )
+        if described:
+            return select(result, get)
         if names is None:
             return result
         if isinstance(get, str):
@@ -126,6 +130,7 @@ class KernelFn:
         batch, channel = input_axes(self.layer) or (0, -1)
         batch = batch if batch_axis is None else batch_axis
         channel = channel if channel_axis is None else channel_axis
+        _check_shapes(x1, x2, batch)
         arrays_only = names is not None and set(names) <= {"nngp", "ntk"}
         shape = tuple(x1.shape)
         shape_out = self.layer.output_shape(shape)
@@ -183,6 +188,18 @@ class KernelFn:
 
 def _holds_kernels(x: Any) -> bool:
     return isinstance(x, Kernel) or (type(x) in (list, tuple) and bool(x) and _holds_kernels(x[0]))
+
+
+def _check_shapes(x1: jax.Array, x2: jax.Array | None, batch_axis: int) -> None:
+    if x2 is None:
+        return
+    first, second = list(x1.shape), list(x2.shape)
+    del first[batch_axis], second[batch_axis]
+    if first != second:
+        raise ValueError(
+            f"kernel_fn: x1 has shape {x1.shape} and x2 {x2.shape}; they may differ in the batch "
+            f"(axis {batch_axis}) only."
+        )
 
 
 class _Constant:

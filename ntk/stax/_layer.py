@@ -133,6 +133,8 @@ def apply_layer(layer: Layer, params: Any, inputs: Any, mask_constant: Any, kwar
             return layer.apply(params, values, **kwargs)
         shapes = values.shape
     outputs = layer.apply(params, values, mask=hidden, **kwargs)
+    if isinstance(outputs, MaskedArray):  # of a network, which masked its own layers
+        return outputs
     out_mask = layer.mask(hidden, shapes)
     if isinstance(outputs, list):
         return [MaskedArray(o, m) for o, m in zip(outputs, out_mask or [None] * len(outputs))]

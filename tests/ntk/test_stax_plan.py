@@ -33,8 +33,8 @@ def test_blocks_give_the_whole_kernel_on_ragged_sizes(images, monkeypatch):
     monkeypatch.setattr(_plan, "ENTRIES", 6 * 144)
     parts = cnn().kernel_fn(x1, x2, "ntk"), cnn().kernel_fn(x1, None, "ntk")
     for a, b in zip(whole, parts):
-        np.testing.assert_allclose(a, b, rtol=2e-6)
-    np.testing.assert_array_equal(parts[1], parts[1].T)
+        np.testing.assert_allclose(a, b, atol=2e-6 * float(np.max(np.abs(b))))
+    np.testing.assert_allclose(parts[1], parts[1].T, rtol=1e-6)
 
 
 def test_the_memory_budget_is_kept(images):
@@ -85,7 +85,7 @@ def test_kernels_compose(images):
     x1, x2 = (x.reshape(len(x), -1) for x in images)
     lower, upper = stax.serial(stax.Dense(4, 1.2), stax.Relu()), stax.serial(stax.Dense(2, 0.9))
     joined = stax.serial(lower, upper).kernel_fn(x1, x2, "ntk")
-    np.testing.assert_allclose(upper.kernel_fn(lower.kernel_fn(x1, x2), get="ntk"), joined)
+    np.testing.assert_allclose(upper.kernel_fn(lower.kernel_fn(x1, x2), get="ntk"), joined, rtol=1e-5)
     double = lower.kernel_fn(x1, x2) * 3.0
     np.testing.assert_allclose(double.nngp, 9 * lower.kernel_fn(x1, x2, "nngp"), rtol=1e-6)
 
