@@ -21,10 +21,10 @@ from shared.data import Arrays
 from shared.models import Model, mlp
 from shared.train import Outputs, Study, Training, default_config
 
-STEPS = 50  # a turn, and a line of the record
+STEPS = 20  # a turn, and a line of the record
 
 # name: (width, batch size)
-SIZES = {"small": (64, 64), "medium": (256, 256), "large": (1024, 512)}
+SIZES = {"small": (64, 64), "medium": (256, 256), "large": (768, 256)}
 
 
 class CrossEntropy:
