@@ -33,7 +33,7 @@ def init_conv(
     weight_key, bias_key = jax.random.split(key)
     shape = (size, size, channels_in, channels_out)
     layer: dict[str, Any] = {"weight": init_weight(weight_key, scale, role, shape, gain=gain)}
-    bias = init_bias(bias_key, scale, channels_out) if use_bias else None
+    bias = init_bias(bias_key, scale, role, channels_out) if use_bias else None
     if bias is not None:
         layer["bias"] = bias
     return layer
@@ -54,7 +54,7 @@ def apply_conv(
         [(before, after), (before, after)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return apply_bias(multiplier * out, layer.get("bias"), scale)
+    return apply_bias(multiplier * out, layer.get("bias"), scale, role)
 
 
 def mean_pool(x: Array) -> Array:

@@ -75,12 +75,13 @@ class Scale:
             multiplier = {"input": 1.0, "hidden": 1 / m, "output": 1 / m}[role]
         return start / multiplier, multiplier
 
-    def vector(self) -> float:
+    def vector(self, role: Role = "hidden") -> float:
         """Multiplier of a layer's vectors over channels (biases, gains of a normalization).
 
-        Their fan-in is 1, so they scale as the input layer does.
+        Their fan-in is 1, so they scale as the input layer does, where they grow with the width:
+        those of the last layer do not.
         """
-        if self.parameterization == "mup" and self.updates == "gradient":
+        if self.parameterization == "mup" and self.updates == "gradient" and role != "output":
             return math.sqrt(self.width_ratio)
         return 1.0
 
@@ -131,18 +132,18 @@ def init_weight(
     return std * jax.random.normal(key, shape)
 
 
-def init_bias(key: Array, scale: Scale, size: int) -> Array | None:
+def init_bias(key: Array, scale: Scale, role: Role, size: int) -> Array | None:
     """Biases [size], or None for an NTK network without biases."""
     if scale.parameterization == "ntk":
         return jax.random.normal(key, (size,)) if scale.bias_scale else None
-    return scale.bias_scale / scale.vector() * jax.random.normal(key, (size,))
+    return scale.bias_scale / scale.vector(role) * jax.random.normal(key, (size,))
 
 
-def apply_bias(x: Array, bias: Array | None, scale: Scale) -> Array:
+def apply_bias(x: Array, bias: Array | None, scale: Scale, role: Role) -> Array:
     """Adds biases [n] to x [..., n]."""
     if bias is None:
         return x
-    factor = scale.bias_scale if scale.parameterization == "ntk" else scale.vector()
+    factor = scale.bias_scale if scale.parameterization == "ntk" else scale.vector(role)
     return x + jnp.broadcast_to(factor * bias, x.shape)
 
 
@@ -161,7 +162,7 @@ def init_dense(
     layer: dict[str, Any] = {
         "weight": init_weight(weight_key, scale, role, (fan_in, size), gain=gain)
     }
-    bias = init_bias(bias_key, scale, size) if use_bias else None
+    bias = init_bias(bias_key, scale, role, size) if use_bias else None
     if bias is not None:
         layer["bias"] = bias
     return layer
@@ -173,4 +174,4 @@ def apply_dense(
     """The dense layer that `init_dense` made, on x [..., fan_in]."""
     weight = layer["weight"]
     _, multiplier = scale.weight(role, weight.shape[0], gain)
-    return apply_bias(multiplier * (x @ weight), layer.get("bias"), scale)
+    return apply_bias(multiplier * (x @ weight), layer.get("bias"), scale, role)

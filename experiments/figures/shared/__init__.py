@@ -1,0 +1,1 @@
+"""What the loop's own parts promise: models, data, devices."""
