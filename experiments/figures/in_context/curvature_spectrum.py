@@ -16,10 +16,14 @@ from in_context.softmax_regression import spectrum_bounds
 from shared import plotting
 
 
-def rayleigh(parts: tuple, sign: float, simplex: bool) -> jax.Array:
-    """h^T B h for the worst b: the second derivative of softmax is linear in the target."""
+def rayleigh(parts: tuple, present: jax.Array, sign: float, simplex: bool) -> jax.Array:
+    """h^T B h for the worst b: the second derivative of softmax is linear in the target.
+
+    Rows that are not `present` have no mass and no direction, so one program serves every n.
+    """
     z, h = parts
-    f = jax.nn.softmax(z)
+    f = jax.nn.softmax(jnp.where(present, z, -1e9))
+    h = jnp.where(present, h, 0.0)
     h = h / jnp.linalg.norm(h)
     h = h - jnp.sum(f * h)
     bend = f * (h**2 - jnp.sum(f * h**2))  # D^2 softmax [h, h]
@@ -38,7 +42,7 @@ def compute(fast: bool) -> dict[str, Any]:
         for simplex in (True, False):
             for sign, name in ((-1.0, "low"), (1.0, "high")):
                 label = f"{'simplex' if simplex else 'ball'} {name}"
-                found[label] = [float(extreme(n, sign, simplex, starts, steps)) for n in sizes]
+                found[label] = extremes(sizes, sign, simplex, starts, steps)
         corner = np.eye(3)[0]
         sphere = np.array([0.6, -0.8, 0.0])
         bounds = {"simplex": spectrum_bounds(corner), "ball": spectrum_bounds(sphere)}
@@ -64,17 +68,21 @@ def compute(fast: bool) -> dict[str, Any]:
     }
 
 
-def extreme(n: int, sign: float, simplex: bool, starts: int, steps: int) -> jax.Array:
-    """The least (sign -1) or largest (sign 1) value that Adam finds."""
-
-    def objective(parts):
-        return -sign * rayleigh(parts, sign, simplex)
-
+def extremes(
+    sizes: tuple[int, ...], sign: float, simplex: bool, starts: int, steps: int
+) -> list[float]:
+    """For every n the least (sign -1) or largest (sign 1) value that Adam finds."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps, 1e-4))
+    largest = max(sizes)
 
-    def run(key):
+    def run(key, n):
+        present = jnp.arange(largest) < n
+
+        def objective(parts):
+            return -sign * rayleigh(parts, present, sign, simplex)
+
         first, second = jax.random.split(key)
-        parts = (jax.random.normal(first, (n,)), jax.random.normal(second, (n,)))
+        parts = (jax.random.normal(first, (largest,)), jax.random.normal(second, (largest,)))
 
         def step(carry, _):
             parts, state = carry
@@ -84,8 +92,9 @@ def extreme(n: int, sign: float, simplex: bool, starts: int, steps: int) -> jax.
         (parts, _), _ = jax.lax.scan(step, (parts, optimizer.init(parts)), length=steps)
         return objective(parts)
 
-    values = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), starts))
-    return -sign * jnp.min(values)
+    keys = jax.random.split(jax.random.key(0), starts)
+    values = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, 0)))(keys, jnp.array(sizes))
+    return (-sign * np.min(np.asarray(values), axis=1)).tolist()
 
 
 def draw(result: dict[str, Any]):
