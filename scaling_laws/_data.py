@@ -1,5 +1,7 @@
 """From what a user has to what the engine takes, with refusals that name the row."""
 
+import dataclasses
+
 import numpy as np
 
 from scaling_laws.laws import _drops
@@ -154,6 +156,18 @@ def scale_inputs(inputs, scales):
         start_area=drop.start_area / scales["area"],
     )
     return scaled
+
+
+def without_scales(prepared, dimensions):
+    """The same data with some dimensions in the user's own unit."""
+    if not dimensions:
+        return prepared
+    undo = {k: 1 / v if k in dimensions else 1.0 for k, v in prepared.scales.items()}
+    return dataclasses.replace(
+        prepared,
+        inputs=scale_inputs(prepared.inputs, undo),
+        scales={k: 1.0 if k in dimensions else v for k, v in prepared.scales.items()},
+    )
 
 
 def prepare_curves(law, data, **options) -> Prepared:

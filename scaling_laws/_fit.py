@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_laws import _levenberg, _polish, _robust
+from scaling_laws import _data, _levenberg, _polish, _robust
 from scaling_laws._diagnostics import diagnose, jacobian_at
 from scaling_laws._result import FitResult, Settings
 from scaling_laws._starts import grid_starts
@@ -65,12 +65,15 @@ def fit(
     prepared = law.prepare(data)
     prepared = _apply_weights(prepared, weights, drop_largest)
     fixed = _check_fixed(law, fixed)
+    sketch = law.sketch(data, prepared)
+    plain = _unscaled_dimensions(law, fixed)
+    prepared, sketch = _data.without_scales(prepared, plain), _data.without_scales(sketch, plain)
     free = np.array([symbol not in fixed for symbol in law.symbols])
     lower, upper = bounds_of(law, prepared, fixed)
     free &= lower < upper
     refuse(law, prepared, free)
     if starts is None:
-        start = grid_starts(law, law.sketch(data, prepared), key)[:max_starts]
+        start = grid_starts(law, sketch, key)[:max_starts]
     else:
         start = _given_starts(law, starts, prepared.scales)
     for i, _symbol in enumerate(law.symbols):
@@ -82,7 +85,7 @@ def fit(
     first, z, solution = _search(
         law,
         prepared,
-        law.sketch(data, prepared),
+        sketch,
         settings,
         start,
         lower,
@@ -287,6 +290,20 @@ def _check_fixed(law, fixed):
         if not np.isfinite(value):
             raise ValueError(f"fit({law.name}): fixed[{symbol!r}] is {value}.")
     return fixed
+
+
+def _unscaled_dimensions(law, fixed):
+    """Dimensions that keep the user's unit: an amplitude is fixed there, its exponent is not.
+
+    In any other unit the fixed number would depend on the exponent that is being fitted.
+    """
+    return {
+        dimension
+        for parameter in law.parameters
+        if parameter.symbol in fixed
+        for dimension, power in parameter.unit.items()
+        if isinstance(power, str) and power.lstrip("-") not in fixed
+    }
 
 
 def _apply_weights(prepared, weights, drop_largest):

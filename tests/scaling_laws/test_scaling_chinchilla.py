@@ -61,8 +61,8 @@ def test_the_fit_is_a_stationary_point_of_the_published_objective(points, fitted
     p = fitted.params
     here = np.array([np.log(p["E"]), np.log(p["A"]), np.log(p["B"]), p["alpha"], p["beta"]])
     assert objective(here) == pytest.approx(fitted.objective, rel=1e-10)
-    found = optimize.minimize(objective, here * 1.001, method="Nelder-Mead",
-                              options={"maxiter": 4000, "xatol": 1e-10, "fatol": 1e-16})  # fmt: skip
+    options = {"maxiter": 4000, "xatol": 1e-10, "fatol": 1e-16}
+    found = optimize.minimize(objective, here * 1.001, method="Nelder-Mead", options=options)
     assert fitted.objective <= found.fun * (1 + 1e-6)
 
 

@@ -67,6 +67,7 @@ def test_frontier_prints_json(table, capsys):
     assert record["frontier"]["exponent"] == pytest.approx(0.35 / 0.69, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_schedule_and_watch_share_the_logs(logs, capsys):
     code = main(["schedule", *logs, *SCHEDULES, "--steps=1000", "--floor=1e-4", "--family=wsd"])
     captured = capsys.readouterr()

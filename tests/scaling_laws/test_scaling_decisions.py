@@ -145,6 +145,7 @@ def test_schedule_fits_refuse_what_they_cannot_tell(runs):
         laws.LRAnnealing(warmup="none")
 
 
+@pytest.mark.slow
 def test_spikes_and_missing_rows_hardly_move_the_fit(runs, fitted):
     rng = np.random.default_rng(0)
     dirty = []

@@ -29,6 +29,7 @@ TABLE = {
         {"E": 0.7, "A": 4e6, "B": 20.0, "alpha": 0.8, "beta": 0.12},
     ),
 }
+QUICK = ("chinchilla", "power_law")
 SCHEDULE = {
     "annealing": (
         laws.LRAnnealing(),
@@ -84,7 +85,14 @@ def curves_of(law, params, total=1500):
     return [dataclasses.replace(c, losses=y) for c, y in zip(made, losses)]
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chinchilla",
+        "power_law",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in TABLE if n not in QUICK),
+    ],
+)
 def test_laws_of_the_final_loss_are_recovered(name):
     law, truth = TABLE[name]
     result = scaling_laws.fit(law, table_of(law, truth), loss="lsq")
@@ -103,6 +111,7 @@ def test_schedule_laws_are_recovered(name):
         assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
 
 
+@pytest.mark.slow
 def test_annealing_with_model_size_is_recovered():
     law = laws.LRAnnealing(decay=0.98, size=True)
     truth = {"L0": 2.0, "A": 0.6, "alpha": 0.45, "C": 3.0, "lambda": 0.98,
@@ -114,6 +123,13 @@ def test_annealing_with_model_size_is_recovered():
         losses = scaling_laws.FitResult.predict(_Bare(law, truth), sized)
         data += [dataclasses.replace(c, losses=y) for c, y in zip(sized, losses)]
     result = scaling_laws.fit(law, data, loss="lsq")
+    for symbol, value in truth.items():
+        assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
+
+
+def test_a_fixed_amplitude_keeps_its_unit_while_its_exponent_is_fitted():
+    law, truth = TABLE["chinchilla"]
+    result = scaling_laws.fit(law, table_of(law, truth), loss="lsq", fixed={"A": truth["A"]})
     for symbol, value in truth.items():
         assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
 

@@ -46,7 +46,7 @@ def compute(fast: bool) -> dict[str, Any]:
         _run("lower stage", curves.two_stage(STEPS, switch=2500, end=3e-5, **common), 6),
     ]
     result = scaling_laws.fit(laws.LRAnnealing(), fitted)
-    drawn = scaling_laws.bootstrap(result, 50 if fast else 300, key=jax.random.key(0))
+    drawn = scaling_laws.bootstrap(result, 20 if fast else 100, key=jax.random.key(0))
     points, whole, bands = [], [], []
     for curve in new:
         rows = range(len(drawn.objectives))
