@@ -70,7 +70,11 @@ def average(
     far = half * near
     c, s = jnp.where(cross >= 0, near, far), jnp.where(cross >= 0, far, near)
     one = partial(pair_average, f, g, kinks, deg=deg)
-    return jax.lax.map(lambda args: one(*args), (s1, s2, c, s), batch_size=16)
+    count, size = cross.shape[0], min(16, cross.shape[0])
+    # Whole batches, the last one filled with its last entry: one body to compile, not two.
+    index = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    blocks = jax.lax.map(lambda i: jax.vmap(one)(s1[i], s2[i], c[i], s[i]), index)
+    return blocks.reshape(-1)[:count]
 
 
 @average.defjvp
