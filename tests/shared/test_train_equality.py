@@ -100,6 +100,7 @@ CASES = {
     "batch_norm_accumulation": {"model": "normalized", "grad_accumulation": 2},
     "table": {"model": "mlp", "weight": 0.1},
     "saf": {"model": "mlp", "saf": True},
+    "all": {"model": "normalized", "saf": True, "grad_accumulation": 2, "clip_norm": 0.5},
     "saf_by_owner": {"model": "mlp", "saf": True, "order": "owner_local"},
 }
 
@@ -150,12 +151,12 @@ def check(case: str, tmp_path, layouts) -> None:
                 )
 
 
-def test_several_devices_equal_one_with_saf_and_accumulated_batch_statistics(tmp_path):
-    check("saf", tmp_path / "saf", [("shard_map", 4), ("pmap", 4)])
-    check("batch_norm_accumulation", tmp_path / "norm", [("shard_map", 8)])
+def test_several_devices_equal_one_with_saf_batch_statistics_and_accumulation(tmp_path):
+    check("all", tmp_path, [("shard_map", 4), ("pmap", 4)])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_devices_equals_one(case, tmp_path):
     check(case, tmp_path, MANY)
