@@ -185,8 +185,9 @@ class _Reader:
         elif name == "conv_general_dilated" and where == [0] and isinstance(rest[0], _Param):
             return [self.value(self.conv(equation, x, rest[0].array), source, shape)]
         elif name in ("add", "sub") and rest and isinstance(rest[0], _Param):
-            bias = rest[0].array
-            if math.prod(bias.shape) in (1, shape[-1]) or bias.shape[:-1] == (1,) * (bias.ndim - 1):
+            bias = np.broadcast_to(rest[0].array, shape)
+            # One number per channel, the same for every input and position.
+            if np.array_equal(bias, np.broadcast_to(bias[(0,) * (len(shape) - 1)], shape)):
                 b_std = self.b_std
                 b_std = float(np.sqrt(np.mean(np.square(bias)))) if b_std is None else b_std
                 return [self.value(BiasLayer(b_std), source, shape)]
