@@ -98,6 +98,7 @@ def nuclear(
         return base
 
     def subgradient(z):
+        z = jnp.asarray(z)
         require_matrix("nuclear", z)
         if method == "newton_schulz":
             return newton_schulz(z, schedule=schedule, num_steps=num_steps)

@@ -38,6 +38,7 @@ def top_k(k: int, name: str | None = None) -> Kappa:
         return jnp.sum(jnp.where(above, size, 0.0)) + left.astype(wide.dtype) * threshold
 
     def subgradient(z):
+        z = jnp.asarray(z)
         if z.size <= k:
             return jnp.sign(z)
         _, _, above, tied, left = parts(z)
@@ -56,7 +57,7 @@ def top_k(k: int, name: str | None = None) -> Kappa:
         return indicator(dual_norm(wide), wide)
 
     def cast(function):
-        return lambda y: function(y).astype(y.dtype)
+        return lambda y: function(jnp.asarray(y)).astype(jnp.asarray(y).dtype)
 
     return make_kappa(
         name=name or f"top_k({k})",

@@ -392,3 +392,12 @@ def test_non_even_kappas_move_the_right_way():
     optimizer = lion_k(0.1, K.positive_part(), weight_decay=1.0)
     updates, _ = optimizer.update(-grads, optimizer.init(grads), jnp.zeros(3))
     np.testing.assert_array_equal(updates, 0.0)
+
+
+@pytest.mark.parametrize("name", ["l1", "huber", "top_k", "linf", "positive_part", "nuclear"])
+def test_numpy_arrays_are_taken_as_they_are(name):
+    z = np.random.default_rng(0).normal(size=SHAPE[name])  # float64, which JAX reads as float32
+    kappa = ALL[name].kappa
+    np.testing.assert_allclose(kappa.subgradient(z), ALL[name].slope(z), atol=1e-5)
+    assert np.isfinite(kappa.value(z))
+    assert kappa.conjugate(kappa.project(z)) < np.inf
