@@ -9,16 +9,14 @@ import pytest
 from experiments.figures import lion_lyapunov as figures
 
 NAMES = [m.name for m in pkgutil.iter_modules(figures.__path__) if not m.name.startswith("_")]
-QUICK = {"box_trajectories"}
 
 
 def test_there_are_ten():
     assert len(NAMES) == 10
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_figure_holds_its_claims(name):
     module = importlib.import_module(f"experiments.figures.lion_lyapunov.{name}")
     result = module.compute(fast=True)
