@@ -3,8 +3,8 @@
 python -m experiments.train --config=experiments/configs/lion_digits.py --workdir=runs/lion_digits
 
 Under a minute on two cores. metrics.jsonl shows the probe `lion`: `violation` falls at least like
-(1 - 0.002 * 10)^step, to 0.0005 at step 660 (one seed). A constraint is met in the limit, so `phase`
-is still 1 there. Expect a test accuracy of 0.85.
+(1 - 0.002 * 10)^step, from 524 to 0.0005 at step 660 (one seed). The constraint is met in the
+limit, so `phase` is still 1 there. Expect a test accuracy of 0.85.
 """
 
 import ml_collections

@@ -2,8 +2,9 @@
 
 python -m experiments.train --config=experiments/configs/muon_digits.py --workdir=runs/muon_digits
 
-Under a minute on two cores. The probe `lion` shows `violation` at 0 (to rounding) once phase 2 is
-reached, and the loss under the bound |W|_op <= sqrt(max(1, out / in)) / weight_decay.
+Under a minute on two cores. The probe `lion` shows `violation` at rounding level (3e-6) in phase 2,
+and the loss under the bound |W|_op <= sqrt(max(1, out / in)) / weight_decay. Expect a test accuracy
+of 0.93 (one seed).
 """
 
 import ml_collections
