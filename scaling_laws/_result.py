@@ -71,7 +71,7 @@ class FitResult:
     settings: Settings = dataclasses.field(repr=False)
     start_objectives: np.ndarray = dataclasses.field(repr=False)
 
-    def predict(self, data, steps=None, *, params=None):
+    def predict(self, data, steps=None, *, params=None) -> Any:
         """The loss that the law predicts.
 
         Args:
