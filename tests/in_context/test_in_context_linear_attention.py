@@ -9,7 +9,7 @@ import pytest
 
 from in_context import alignment, linear_attention, predictors, tasks
 
-SAMPLES = 100_000
+SAMPLES = 50_000
 
 
 def monte_carlo(predict, task, key=0):

@@ -75,7 +75,7 @@ def test_discrete_mmse_is_bayes_over_the_pool():
             likelihood = np.array([np.exp(-np.sum((y - x @ w) ** 2) / 1.28) for w in pool])
             expected = likelihood @ (pool @ q) / likelihood.sum()
             np.testing.assert_allclose(answers[place], expected, rtol=1e-9)
-        many = tasks.TaskPool(pool=pool, num_context=2, noise=0.8).sample(jax.random.key(1), 20_000)
+        many = tasks.TaskPool(pool=pool, num_context=2, noise=0.8).sample(jax.random.key(1), 5000)
 
         def risk(answers):
             return float(np.mean((np.asarray(answers) - np.asarray(many.target)) ** 2))

@@ -126,6 +126,7 @@ def draw(result: dict[str, Any]):
             image = axis.imshow(picture, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
             axis.set(title=title, xlabel=label)
             axis.set_ylabel("token entry" if axis is row[2] else "head")
+            axis.set_yticks(range(len(picture)))
             axis.grid(False)
             figure.colorbar(image, ax=axis)
     return figure
