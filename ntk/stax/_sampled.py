@@ -135,13 +135,16 @@ class SampledLayer(Layer):
                 sums.append(push(push2, half.T, u2.shape).T)
             return sums
 
-        def add(sums, key):
-            return [s + new for s, new in zip(sums, one(key))], None
+        def update(means, numbered):
+            # Running means: a sum of many draws would lose digits in single precision.
+            count, key = numbered
+            return [m + (new - m) / count for m, new in zip(means, one(key))], None
 
         shapes = jax.eval_shape(one, self.key)
         start = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-        sums, _ = jax.lax.scan(add, start, jax.random.split(self.key, self.num_samples))
-        means = [s / self.num_samples for s in sums]
+        keys = jax.random.split(self.key, self.num_samples)
+        counts = jnp.arange(1, self.num_samples + 1).astype(joint.dtype)
+        means, _ = jax.lax.scan(update, start, (counts, keys))
         shape1, shape2 = self.output_shape(kernel.shape1), self.output_shape(kernel.shape2)
         _, _, axes = axes_of(len(shape1), self.batch_axis, self.channel_axis)
         new = tuple(shape1[a] for a in axes)

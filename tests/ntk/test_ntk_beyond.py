@@ -30,7 +30,7 @@ def test_kinks_are_found(fn, kinks):
     np.testing.assert_allclose(find_kinks(fn), kinks, atol=1e-9)
 
 
-@pytest.mark.parametrize("exact", ["Relu", "Gelu"])
+@pytest.mark.parametrize("exact", ["Relu", pytest.param("Gelu", marks=pytest.mark.slow)])
 def test_quadrature_agrees_with_closed_forms(exact):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 5))
@@ -43,6 +43,7 @@ def test_quadrature_agrees_with_closed_forms(exact):
             assert np.max(np.abs(a - b)) < 1e-10 * np.max(np.abs(b))
 
 
+@pytest.mark.slow
 def test_tanh_against_an_independent_integral():
     x = np.array([[1.0, 0.2], [-0.4, 0.9]])
     with jax.enable_x64(True):
@@ -186,6 +187,7 @@ def test_scale_mixture_against_integrals_over_the_scale():
         np.testing.assert_allclose(same.scale, last.scale, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_operators_against_dense_algebra():
     x = np.random.default_rng(0).normal(size=(60, 4))
     kernel_fn = stax.serial(stax.Dense(1, 1.4, 0.2), stax.Relu(), stax.Dense(1)).kernel_fn
@@ -246,6 +248,7 @@ def test_max_pooling_of_independent_channels_has_a_known_mean_square():
     assert abs(float(net.kernel_fn(x, None, "nngp")[0, 0, 0, 0]) - 1) < 4 * 1.5 / np.sqrt(20000)
 
 
+@pytest.mark.slow
 def test_batch_norm_normalizes():
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("f")
     norm = stax.BatchNorm(num_samples=500, key=jax.random.key(0))

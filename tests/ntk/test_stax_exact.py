@@ -1,5 +1,7 @@
 """Fully connected kernels against recursions in 60-digit arithmetic."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -42,7 +44,9 @@ def reference(x, y, depth, dual, weight, bias):
         return float(cross), float(ntk)
 
 
-def network(depth, act, bias=B):
+@functools.cache  # compiled once for all tests that use it
+def network(depth, name, bias=B):
+    act = ACTS[name][0]
     return stax.serial(
         *[layer for _ in range(depth) for layer in (stax.Dense(1, W, bias), act)],
         stax.Dense(1, W, bias),
@@ -54,9 +58,9 @@ ACTS = {"relu": (stax.Relu(), relu_dual), "erf": (stax.Erf(), erf_dual)}
 
 def errors(depth, name, x, y, pairs, bias=B, **options):
     """Largest relative error over nngp and ntk of some pairs."""
-    act, dual = ACTS[name]
+    dual = ACTS[name][1]
     with jax.enable_x64(True):
-        found = network(depth, act, bias)(x, y, ("nngp", "ntk"), **options)
+        found = network(depth, name, bias)(x, y, ("nngp", "ntk"), **options)
         found = [np.asarray(a) for a in found]
     other = x if y is None else y
     worst = 0.0
@@ -108,7 +112,7 @@ def test_many_near_duplicates_in_the_accurate_mode(points):
 
 def test_single_precision_diagonal_at_depth_20(points):
     single = points.astype(np.float32)
-    found = network(20, ACTS["relu"][0])(single, None, "ntk")
+    found = network(20, "relu")(single, None, "ntk")
     assert found.dtype == jnp.float32
     for i in range(len(single)):
         true = reference(single[i], single[i], 20, relu_dual, W, B)[1]

@@ -21,7 +21,7 @@ def difference(f, x, direction, step=1e-5):
     return (4 * near - far) / 3
 
 
-@pytest.mark.parametrize("act", ["Relu", "Erf", "Gelu"])
+@pytest.mark.parametrize("act", ["Relu", pytest.param("Erf", marks=pytest.mark.slow), "Gelu"])
 def test_gradients_in_inputs_and_scales(act):
     rng = np.random.default_rng(0)
     x, y, direction = (rng.normal(size=(3, 4)) for _ in range(3))
@@ -54,7 +54,9 @@ def test_variances_of_equal_inputs_have_the_slope_of_the_diagonal():
     np.testing.assert_array_equal(slope[1], 0)
 
 
-@pytest.mark.parametrize("act", ["Relu", "Abs", "Sign", "Gelu"])
+@pytest.mark.parametrize(
+    "act", ["Relu", "Gelu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("Abs", "Sign"))]
+)
 def test_mapped_gradients_are_finite_at_duplicates_antipodes_and_zero(act):
     kernel_fn = network(getattr(stax, act)(), bias=None)
 
