@@ -122,6 +122,7 @@ def draw(result: dict[str, Any]) -> Any:
         )
         axes[0, 0].set_ylabel("error along the component")
         axes[0, 1].set_ylabel("move orthogonal to it (rms)")
+        axes[0, 1].set_ylim(top=1.4 * max(result["aside"]))  # room for the legend
         axes[0, 1].set_title(f"width to the power {result['slope'][0]:.2f}")
         for axis in axes[0]:
             axis.set_xlabel("time (steps times learning rate)")
