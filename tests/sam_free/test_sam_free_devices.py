@@ -137,6 +137,7 @@ def test_ten_epochs_do_not_depend_on_the_devices(alone, num_devices, order):
     np.testing.assert_allclose(table.values, alone[order][1].values, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_published_ranks_follow_the_place_in_the_global_batch():
     options = SAF | {"stale": "official", "published_ranks": 4}
     with jax.enable_x64(True):
@@ -168,7 +169,7 @@ def collectives(compiled):
     return found
 
 
-@pytest.mark.parametrize("order", ["global", "owner_local"])
+@pytest.mark.parametrize("order", ["global", pytest.param("owner_local", marks=pytest.mark.slow)])
 def test_no_collective_grows_with_the_data(order):
     small, large = (collectives(compile_step(8, order, n)) for n in (10_000, 1_000_000))
     assert small == large

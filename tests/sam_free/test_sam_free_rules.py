@@ -182,7 +182,9 @@ def test_without_a_radius_the_base_gradient_remains_bit_for_bit_and_costs_the_sa
     assert rule.cost_analysis()["flops"] == plain.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("group_size", [1, 2, 4, 8, 16, None])
+@pytest.mark.parametrize(
+    "group_size", [4, None, *(pytest.param(m, marks=pytest.mark.slow) for m in (1, 2, 8, 16))]
+)
 def test_groups_do_not_depend_on_the_devices(group_size):
     with jax.enable_x64(True):
         params, batch = data()

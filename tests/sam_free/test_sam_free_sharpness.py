@@ -87,7 +87,9 @@ def test_eigenvalues_equal_the_dense_hessian(dense, which):
         np.testing.assert_allclose(np.linalg.norm(residual, axis=0), found.error, atol=1e-9)
 
 
-@pytest.mark.parametrize("num_iters", [3, 6, 12])
+@pytest.mark.parametrize(
+    "num_iters", [12, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6))]
+)
 def test_the_error_bar_covers_the_truth_before_convergence(dense, num_iters):
     values = np.linalg.eigvalsh(dense.hessian)
     with jax.enable_x64(True):
@@ -152,6 +154,7 @@ def test_hutchinson_is_calibrated(dense):
     assert 0.88 < np.mean(np.abs(scores) < 2.093) <= 0.99  # 95 % of t_19; 4 deviations of 200
 
 
+@pytest.mark.slow
 def test_the_density_has_the_moments_of_the_matrix(dense):
     with jax.enable_x64(True):
         found = sharpness.spectral_density(
@@ -211,6 +214,7 @@ def test_sam_sharpness_does_not_depend_on_the_batches(size):
         sharpness.sam_sharpness(LOSS, params(), cut(16), rho=0.3, group_size=7)
 
 
+@pytest.mark.slow
 def test_measures_over_eight_devices_and_with_masks():
     with jax.enable_x64(True):
         key = jax.random.key(0)
@@ -293,6 +297,7 @@ class State(NamedTuple):
     params: dict
 
 
+@pytest.mark.slow
 def test_the_probe_measures_at_the_state():
     state = State(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS))
     single = [{"image": b["image"].astype(jnp.float32), "label": b["label"]} for b in cut(16)]

@@ -242,7 +242,7 @@ def test_saf_with_sam():
         check(found, expected)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("weight", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_sam_of_the_plain_loss(weight):
     # start beyond the run: the term is never on, whatever its weight
     expected = reference_saf(Memory(1, 2, EPOCHS, False), 0.5, 5.0, 25.0, rho=0.5)
@@ -299,6 +299,7 @@ def test_the_metrics_count_what_was_masked():
     assert all(m["saf_bad_indices"] == 0 for m in metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_narrow_tables_are_close(dtype):
     exact, *_ = run(saf("float32", lag_epochs=1, start_epoch=0), np.float32)
