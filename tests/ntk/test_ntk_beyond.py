@@ -68,7 +68,7 @@ def linen_network():
             x = linen.relu(linen.Conv(8, (3, 3))(x))
             y = linen.Conv(8, (3, 3))(x)
             x = linen.Conv(8, (1, 1), use_bias=False)(x) + y
-            x = linen.avg_pool(linen.gelu(x), (2, 2), (2, 2))
+            x = linen.avg_pool(jnp.tanh(x), (2, 2), (2, 2))
             x = linen.relu(linen.Dense(8)(x.reshape(x.shape[0], -1)))
             return linen.Dense(1)(x)
 
@@ -80,7 +80,7 @@ def stax_network():
     conv = stax.Conv(8, (3, 3), None, "SAME", **std)
     plain = stax.Conv(8, (1, 1), None, "SAME", parameterization="standard")
     return stax.serial(
-        conv, stax.Relu(), stax.FanOut(2), stax.parallel(conv, plain), stax.FanInSum(), stax.Gelu(),
+        conv, stax.Relu(), stax.FanOut(2), stax.parallel(conv, plain), stax.FanInSum(), stax.Tanh(),
         stax.AvgPool((2, 2), (2, 2)), stax.Flatten(), stax.Dense(8, **std), stax.Relu(),
         stax.Dense(1, **std),
     )  # fmt: skip

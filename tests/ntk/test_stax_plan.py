@@ -85,7 +85,9 @@ def test_kernels_compose(images):
     x1, x2 = (x.reshape(len(x), -1) for x in images)
     lower, upper = stax.serial(stax.Dense(4, 1.2), stax.Relu()), stax.serial(stax.Dense(2, 0.9))
     joined = stax.serial(lower, upper).kernel_fn(x1, x2, "ntk")
-    np.testing.assert_allclose(upper.kernel_fn(lower.kernel_fn(x1, x2), get="ntk"), joined, rtol=1e-5)
+    np.testing.assert_allclose(
+        upper.kernel_fn(lower.kernel_fn(x1, x2), get="ntk"), joined, rtol=1e-5
+    )
     double = lower.kernel_fn(x1, x2) * 3.0
     np.testing.assert_allclose(double.nngp, 9 * lower.kernel_fn(x1, x2, "nngp"), rtol=1e-6)
 
