@@ -43,14 +43,14 @@ class Kernel:
       channel_axis: of `shape1` and `shape2`.
     """
 
-    nngp: jax.Array
-    ntk: jax.Array | None
-    cov1: jax.Array
-    cov2: jax.Array | None
-    residual: jax.Array | None = None
-    same: jax.Array | None = None
-    mask1: jax.Array | None = None
-    mask2: jax.Array | None = None
+    nngp: Any
+    ntk: Any
+    cov1: Any
+    cov2: Any
+    residual: Any = None
+    same: Any = None
+    mask1: Any = None
+    mask2: Any = None
     x1_is_x2: bool = _static()
     is_gaussian: bool = _static()
     is_reversed: bool = _static()

@@ -209,19 +209,20 @@ def _likelihood(kernel: Array, y: Array, noise: Any) -> Callable[[Array], Array]
         chol, q = _quadratic(kernel, y)
         log_det = 2 * jnp.sum(jnp.log(jnp.diag(chol)))
 
-        def density(log_s):
+        def exact(log_s):
             constant = y.size * (jnp.log(2 * math.pi) + log_s) + columns * log_det
             return -(constant + q * jnp.exp(-log_s)) / 2
 
-    else:
-        values, vectors = jnp.linalg.eigh(kernel)
-        power = jnp.sum((vectors.T @ y) ** 2, axis=1)
+        return exact
 
-        def density(log_s):
-            total = jnp.maximum(values, 0)[None, :] * jnp.exp(log_s)[:, None] + noise
-            log_det = columns * jnp.sum(jnp.log(total), axis=1)
-            fit = jnp.sum(power[None, :] / total, axis=1)
-            return -(y.size * math.log(2 * math.pi) + log_det + fit) / 2
+    values, vectors = jnp.linalg.eigh(kernel)
+    power = jnp.sum((vectors.T @ y) ** 2, axis=1)
+
+    def density(log_s):
+        total = jnp.maximum(values, 0)[None, :] * jnp.exp(log_s)[:, None] + noise
+        log_det = columns * jnp.sum(jnp.log(total), axis=1)
+        fit = jnp.sum(power[None, :] / total, axis=1)
+        return -(y.size * math.log(2 * math.pi) + log_det + fit) / 2
 
     return density
 

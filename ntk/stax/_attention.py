@@ -269,7 +269,7 @@ class AttentionLayer(Layer):
         else:
             factor = factor * score**2
 
-            def output(array, lead, keep):
+            def product(array, lead, keep):
                 pairs = flat(array, lead)
                 keyed = seen(pairs)
                 values = keyed if self.val_pos_emb else pairs
@@ -277,7 +277,7 @@ class AttentionLayer(Layer):
                 return factor * keyed * total_sum
 
             ones = jnp.ones((), dtype)
-            plain = output(kernel.nngp, 2, ones)
+            plain = product(kernel.nngp, 2, ones)
             tangent = kernel.ntk
             if tangent is not None:
                 pairs = flat(kernel.nngp, 2)
@@ -300,8 +300,8 @@ class AttentionLayer(Layer):
                         + keyed * total_of(keyed, moved_values)
                     )
                 )
-            new1 = output(kernel.cov1, outer, ones)
-            new2 = None if kernel.cov2 is None else output(kernel.cov2, outer, ones)
+            new1 = product(kernel.cov1, outer, ones)
+            new2 = None if kernel.cov2 is None else product(kernel.cov2, outer, ones)
         out = kernel.replace(
             nngp=back(plain + bias, 2),
             ntk=None if tangent is None else back(tangent, 2),

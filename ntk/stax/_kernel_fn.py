@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ntk._kernel import Kernel
 from ntk.stax._inputs import input_kernel
@@ -98,7 +99,7 @@ class KernelFn:
         if _holds_kernels(x1_or_kernel):
             if x2 is not None:
                 raise ValueError("kernel_fn(kernel, x2): x2 must be None when x1 is a Kernel.")
-            result = self.layer.kernel(x1_or_kernel, pattern=pattern)
+            result: Any = self.layer.kernel(x1_or_kernel, pattern=pattern)
             return [select(k, get) for k in result] if type(result) is list else select(result, get)
         x1, x2 = _as_inputs(x1_or_kernel, x2)
         options = (diagonal_batch, diagonal_spatial, batch_axis, channel_axis, max_memory, accurate)
@@ -218,7 +219,7 @@ class _Constant:
 def _known_equal(x1: Any, x2: Any) -> bool:
     if x1 is x2:
         return True
-    if x1.shape != x2.shape or isinstance(x1, jax.core.Tracer) or isinstance(x2, jax.core.Tracer):
+    if x1.shape != x2.shape or isinstance(x1, Tracer) or isinstance(x2, Tracer):
         return False
     return bool(np.array_equal(np.asarray(x1), np.asarray(x2), equal_nan=True))
 

@@ -133,7 +133,8 @@ def _pairs_in(
 
     def cost(r, c):
         compiled = jax.jit(block).lower(batch_of(x1, r), batch_of(x2, c)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        memory: Any = compiled.memory_analysis()
+        return memory.temp_size_in_bytes
 
     count = pairs
     for _ in range(6):

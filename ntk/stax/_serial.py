@@ -141,7 +141,8 @@ class Serial(Layer):
             done += 1
         if done < times:
             length = times - done
-            kernel, _ = jax.lax.scan(lambda k, _: (once(k), None), kernel, None, length=length)
+            carried: Any = kernel
+            kernel, _ = jax.lax.scan(lambda k, _: (once(k), None), carried, None, length=length)
         return kernel
 
 
