@@ -87,8 +87,8 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
 
     >>> import jax.numpy as jnp
     >>> cubic = taylor_expand(lambda w, x: x * w**3, jnp.float32(1.0), 2)
-    >>> print(cubic(jnp.float32(2.0), 1.0))
-    7.0
+    >>> print(f"{cubic(jnp.float32(2.0), 1.0):.4f}")
+    7.0000
     """
     if isinstance(degree, bool) or int(degree) != degree or degree < 0:
         raise ValueError(f"taylor_expand: degree must be an integer >= 0, got {degree!r}.")
