@@ -121,7 +121,7 @@ def draw(result: dict[str, Any]):
     _lines(axes[0, 0], result["leak"], "ratio", "leak: n 25, d 5", "k", "--")
     _lines(axes[0, 1], result["leak"], "cosine", "leak: n 25, d 5", "k", "--")
     axes[0, 0].axhline(1.0, color="0.6", linewidth=1)
-    axes[0, 0].set(ylabel="loss, layer / step", ylim=(0.5, 3))
+    axes[0, 0].set(ylabel="loss, layer / step", ylim=(0.2, 2))
     axes[0, 0].set_title(f"{len(result['seeds'])} seeds, band: range")
     axes[0, 1].set(ylabel="cosine of sensitivities")
     axes[1, 0].set(ylabel="||layer - step||, predictions")
