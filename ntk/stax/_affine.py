@@ -74,7 +74,7 @@ def affine(
     weight = W_std**2
     bias = None if b_std is None else b_std**2
 
-    def shifted(array):
+    def shifted(array: Any) -> Any:
         if array is None:
             return None
         out = array * weight
