@@ -113,7 +113,7 @@ def draw(
     """Weights and biases; the standard deviations are in the layer with "ntk"."""
     key_w, key_b = jax.random.split(key)
     weights = jax.random.normal(key_w, weight_shape)
-    bias = None if b_std is None else jax.random.normal(key_b, bias_shape)
+    bias: Any = None if b_std is None else jax.random.normal(key_b, bias_shape)
     if parameterization == "standard":
         weights = weights * (W_std / jnp.sqrt(fan_in))
         bias = None if bias is None else bias * b_std
