@@ -2,7 +2,9 @@
 
 Jacot, Gabriel and Hongler (arXiv:1806.07572), Figure 2: three hidden ReLU layers, beta = 0.1, four
 points on the unit circle, 1000 steps of gradient descent at learning rate 1, and the law
-N(Theta_* Theta^-1 y, S) of infinitely wide networks.
+N(Theta_* Theta^-1 y, S) of infinitely wide networks. The paper shows widths 50 and 1000 and ten
+networks; here the wider ones have width 400, and there are forty, so that their mean is known to a
+sixth of a deviation.
 """
 
 from typing import Any
@@ -54,7 +56,7 @@ def limit(grid: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 def compute(fast: bool) -> dict[str, Any]:
     """Percentiles of trained networks and of the limit."""
-    widths, seeds, steps = ((20, 100), 10, 200) if fast else ((50, 1000), 10, 1000)
+    widths, seeds, steps = ((20, 100), 10, 200) if fast else ((50, 400), 40, 1000)
     grid = np.linspace(-np.pi, np.pi, 60 if fast else 180)
     mean, std = limit(grid, steps)
     curves, gaps = {}, []
