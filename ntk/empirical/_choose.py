@@ -17,11 +17,15 @@ Array = jax.Array
 
 # Structured derivatives contain Jacobian contraction as one of their orders and run convolutions'
 # weight gradients as matrix products; another method must promise a real gain to replace them.
-PREFERENCE = {
-    NtkImplementation.STRUCTURED_DERIVATIVES: 1.0,
-    NtkImplementation.JACOBIAN_CONTRACTION: 1.5,
-    NtkImplementation.NTK_VECTOR_PRODUCTS: 1.5,
-}
+# Where nothing is structured, or a weight is shared over a scan, they have no such head start.
+HEAD_START = 1.5
+
+
+def _handicap(method: NtkImplementation, plan: Plan) -> float:
+    if method is NtkImplementation.STRUCTURED_DERIVATIVES:
+        return 1.0
+    ahead = plan.first and not any(use.loops for use in plan.first.values())
+    return HEAD_START if ahead else 1.0
 
 
 class Decision(NamedTuple):
@@ -53,7 +57,9 @@ def choose(
     allowed = list(whole) if method is NtkImplementation.AUTO else [method]
     fitting = [m for m in allowed if whole[m].memory <= limit]
     if fitting:
-        return Decision(min(fitting, key=lambda m: PREFERENCE[m] * whole[m].seconds), None, whole)
+        return Decision(
+            min(fitting, key=lambda m: _handicap(m, plan) * whole[m].seconds), None, whole
+        )
     sizes = (n1, n2)
     best = min(allowed, key=lambda m: whole[m].memory)
     while sizes != (1, 1) and side1.mapped:
@@ -61,7 +67,7 @@ def choose(
         now = costs(*sizes)
         fitting = [m for m in allowed if now[m].memory <= limit]
         if fitting:
-            best = min(fitting, key=lambda m: PREFERENCE[m] * now[m].seconds)
+            best = min(fitting, key=lambda m: _handicap(m, plan) * now[m].seconds)
             break
         best = min(allowed, key=lambda m: now[m].memory)
     return Decision(best, sizes if side1.mapped else None, whole)

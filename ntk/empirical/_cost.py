@@ -87,7 +87,10 @@ def best_order(
 
 
 def forward_cost(jaxpr: Jaxpr) -> Cost:
-    """Cost of evaluating a jaxpr; memory is that of all intermediate values."""
+    """Cost of evaluating a jaxpr; memory is that of all intermediate values.
+
+    Results are counted, not what is read: weights are read once for a whole batch of rows.
+    """
     flops = traffic = memory = 0.0
     for eqn in jaxpr.eqns:
         inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
@@ -99,10 +102,7 @@ def forward_cost(jaxpr: Jaxpr) -> Cost:
             memory += repeats * max(c.memory for c in costs)
             continue
         out = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
-        read = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.invars)
         flops += _flops(eqn, out)
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            traffic += read
         traffic += out
         memory += ITEM * out
     return Cost(flops, traffic, memory)
