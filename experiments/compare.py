@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.train import _Refused as Refused
-from experiments.train import build_study, parse
+from experiments.train import Refused, build_study, parse
 from sam_free import sharpness
 from shared import plotting
 from shared.environment import describe_environment
@@ -179,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         options = parse(
             [f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
         )
+        if options is None:  # --help
+            return 0
         use_compilation_cache(None)
         record = compare(options.config, arguments.workdir, methods, arguments.seeds)
     except Refused as error:

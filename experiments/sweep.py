@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments._runs import load
-from experiments.train import BAD_INPUT, DONE, INTERRUPTED, NOT_FINITE, parse
-from experiments.train import _Refused as Refused
+from experiments.train import BAD_INPUT, DONE, INTERRUPTED, NOT_FINITE, Refused, parse
 
 FAILED = 1
 STATUS = {DONE: "done", NOT_FINITE: "diverged", INTERRUPTED: "waiting"}

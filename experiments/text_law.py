@@ -18,8 +18,7 @@ import numpy as np
 import scaling_laws
 from experiments import _runs
 from experiments.studies import text_schedules
-from experiments.train import _Refused as Refused
-from experiments.train import build_study, parse
+from experiments.train import Refused, build_study, parse
 from scaling_laws import curves, laws, plots
 from shared import plotting
 from shared.train import train

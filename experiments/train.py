@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options is None:
             return DONE
         return _run(options)
-    except _Refused as error:
+    except Refused as error:
         cause = error.__cause__
         if "--traceback" in arguments and cause is not None:
             traceback.print_exception(cause)
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues | None:
             sys_argv=command,
         )
     except Exception as error:
-        raise _Refused(_plain(error)) from error
+        raise Refused(_plain(error)) from error
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
     flags.DEFINE_bool("traceback", False, "where an error came from", flag_values=options)
     flags.DEFINE_bool("quiet", False, "no progress", flag_values=options)
@@ -80,11 +80,11 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues | None:
         rest = options(command)[1:]
         options.config.study  # noqa: B018  (a config that failed to load says so when it is read)
     except Exception as error:
-        raise _Refused(_plain(error)) from error
+        raise Refused(_plain(error)) from error
     if rest:
-        raise _Refused(f"unexpected argument {rest[0]!r}; options start with --.")
+        raise Refused(f"unexpected argument {rest[0]!r}; options start with --.")
     if not options.workdir:
-        raise _Refused("--workdir is missing: the folder of the run, for example runs/first.")
+        raise Refused("--workdir is missing: the folder of the run, for example runs/first.")
     return options
 
 
@@ -102,7 +102,9 @@ def build_study(config: Any) -> Study:
     return importlib.import_module(f"experiments.studies.{config.study}").build(config)
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """A command cannot go on: its message, and the exit code."""
+
     def __init__(self, message: str, code: int = BAD_INPUT):
         super().__init__(message)
         self.code = code
@@ -118,16 +120,16 @@ def _run(options: flags.FlagValues) -> int:
         show = not options.quiet and jax.process_index() == 0
         training = Training(build_study(config), config, options.workdir, show=show)
     except RunError as error:
-        raise _Refused(_plain(error), CHECKPOINT) from error
+        raise Refused(_plain(error), CHECKPOINT) from error
     except Exception as error:  # whatever is wrong before the first step is wrong with the input
-        raise _Refused(_plain(error)) from error
+        raise Refused(_plain(error)) from error
     try:
         with training, Preemption() as interrupted:
             result = training.run(interrupted)
     except NonFiniteLoss as error:
-        raise _Refused(_plain(error), NOT_FINITE) from error
+        raise Refused(_plain(error), NOT_FINITE) from error
     except RunError as error:
-        raise _Refused(_plain(error), CHECKPOINT) from error
+        raise Refused(_plain(error), CHECKPOINT) from error
     if jax.process_index() == 0:
         _tell(result, training.num_steps, options.workdir)
     return DONE if result.finished else INTERRUPTED
@@ -153,7 +155,7 @@ def _check_file(arguments: Sequence[str]) -> None:
                 file.name, [path.name for path in DEFAULT_CONFIG.parent.glob("*.py")], 1
             )
             hint = f"; did you mean {DEFAULT_CONFIG.parent / near[0]}?" if near else ""
-            raise _Refused(f"config file {str(file)!r} does not exist{hint}")
+            raise Refused(f"config file {str(file)!r} does not exist{hint}")
 
 
 def _plain(error: Exception) -> str:

@@ -102,7 +102,7 @@ class Law:
 
     def predict(self, params: Mapping[str, Any], inputs: Mapping[str, Any]):
         """Loss [points] from scalars by symbol and arrays by name; traceable."""
-        raise NotImplementedError
+        raise TypeError(f"the law {self.name} must define predict(params, inputs).")
 
     def warnings(self, params: Mapping[str, float]) -> list[str]:
         """What a reader of fitted parameters must know about this law."""

@@ -46,11 +46,11 @@ class ScheduleLaw(Law):
     @property
     def kernel(self) -> tuple[Parameter, ...]:
         """The parameters of the response."""
-        raise NotImplementedError
+        raise TypeError(f"the schedule law {self.name} must define kernel, its parameters.")
 
     def response(self, params, drop):
         """R for each row of `drop`, a `Pairs` of arrays; traceable."""
-        raise NotImplementedError
+        raise TypeError(f"the schedule law {self.name} must define response(params, drop).")
 
     def predict(self, params, inputs):
         """The loss at every logged point."""

@@ -91,9 +91,9 @@ def _two_layers(name):
 
 
 for _name in (
-    "relu", "leaky_relu", "abrelu", "abs", "erf", "erf_affine", "sigmoid_like", "gelu", "sin", "cos",
-    "rbf", "gaussian", "exp", "exp_normalized", "gabor", "monomial_2", "polynomial", "rectified_1",
-    "rectified_2",
+    "relu", "leaky_relu", "abrelu", "abs", "erf", "erf_affine", "sigmoid_like", "gelu",
+    "sin", "cos", "rbf", "gaussian", "exp", "exp_normalized", "gabor", "monomial_2",
+    "polynomial", "rectified_1", "rectified_2",
 ):  # fmt: skip
     add(f"fc_{_name}", "vector", _two_layers(_name))
 
