@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,9 +223,22 @@ def _device_step(
         names[:] = metrics  # known once traced
         packed = jnp.stack([jnp.asarray(value, loss.dtype) for value in metrics.values()])
         new = TrainState(state.step + 1, params, model_state, opt_state, objective, gradient)
+        _check_same_kind(new, state)
         return new, packed
 
     return step
+
+
+def _check_same_kind(new: TrainState, old: TrainState) -> None:
+    """Refuses, while the step is traced, a part of a study that changes what the state is."""
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
+    except AssertionError as error:
+        told = " ".join(str(error).split())
+        raise ValueError(
+            "a step must return a state of the structure, shapes and dtypes that it was given; the "
+            f"optimizer, objective, model or gradient rule of this study does not: {told}"
+        ) from error
 
 
 def _accumulate(differentiate: Callable, parts: int, model_state: PyTree, batch: Batch):

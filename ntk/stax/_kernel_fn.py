@@ -1,5 +1,6 @@
 """`kernel_fn` of a network: reads the request, asks for a plan, and runs it."""
 
+import functools
 from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,12 @@ def parse_get(get: Any) -> tuple[str, ...] | None:
     return names
 
 
+@functools.cache
+def _answer_type(names: tuple[str, ...]) -> type:
+    """One class for equal requests, so that their answers are pytrees of one structure."""
+    return namedtuple("AnalyticKernel", names)
+
+
 def select(kernel: Kernel, get: Any) -> Any:
     """The requested fields: a value for a name, a named tuple for names."""
     names = parse_get(get)
@@ -45,7 +52,7 @@ def select(kernel: Kernel, get: Any) -> Any:
         return kernel
     if isinstance(get, str):
         return getattr(kernel, names[0])
-    return namedtuple("AnalyticKernel", names)(*(getattr(kernel, name) for name in names))
+    return _answer_type(names)(*(getattr(kernel, name) for name in names))
 
 
 class KernelFn:
@@ -123,7 +130,7 @@ class KernelFn:
             return result
         if isinstance(get, str):
             return result[0]
-        return namedtuple("AnalyticKernel", names)(*result)
+        return _answer_type(names)(*result)
 
     def _run(self, x1, x2, pattern, *, x1_is_x2, names, options, mask_constant):
         diagonal_batch, diagonal_spatial, batch_axis, channel_axis, max_memory, accurate = options

@@ -41,7 +41,7 @@ def test_at_least_sixty_networks():
     assert len(networks.NETWORKS) >= 60
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(cases()))
 def test_agrees_with_neural_tangents(name, reference):
     kind, make, options = networks.NETWORKS[name]
     options = dict(options)

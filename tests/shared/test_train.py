@@ -458,3 +458,19 @@ def test_other_versions_are_told(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=r"jax 0\.0\.1 then, .* now"):
         train(make_study(), make_config(), tmp_path)
+
+
+class Widening(Regression):
+    """An objective whose state grows in precision with the first update."""
+
+    def init(self, params, num_examples, *, model_state=()):
+        return jnp.zeros(3, jnp.int32)
+
+    def update(self, state, **changes):
+        return state + 0.5
+
+
+def test_an_objective_that_changes_the_kind_of_its_state_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"structure, shapes and dtypes.*objective.*float32 != int32"):
+        train(make_study(objective=Widening), make_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
