@@ -75,7 +75,8 @@ def compute(fast: bool) -> dict[str, Any]:
         "coverage_interval": whole,
         "bands": bands,
         "claims": [
-            claim("coverage of the bootstrap band, nominal 95 %", float(np.mean(points)), high=0.8),
+            # An interval holds where it covers 92 to 98 %; a band that knows only noise does not.
+            claim("coverage of the bootstrap band (95 %)", float(np.mean(points)), high=0.92),
             claim("coverage of curve_interval, nominal 95 %", float(np.mean(whole)), low=0.9),
         ],
     }
