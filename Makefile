@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 EXTRAS ?= data,tensorboard,notebooks,dev
 STAMP := $(VENV)/.ready-$(EXTRAS)
 WORKERS ?= 2
+WORKDIR ?= runs/saf_digits
+ARGS ?=
 
 .PHONY: setup run test slow lint format bench figures docs clean
 
@@ -17,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 run: setup
-	$(BIN)/python -m experiments.compare --workdir=runs/saf_digits
+	$(BIN)/python -m experiments.compare --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal

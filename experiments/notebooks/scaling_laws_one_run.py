@@ -21,7 +21,7 @@ TRUTH = {"L0": 2.6, "A": 0.6, "alpha": 0.45, "C": 0.8, "lambda": 0.997}
 def run(rates, seed, name):
     s1, s2 = scaling_laws.learning_rate_areas(rates, decay=TRUTH["lambda"])
     loss = TRUTH["L0"] + TRUTH["A"] * s1 ** -TRUTH["alpha"] - TRUTH["C"] * s2
-    steps = np.arange(100, len(rates), len(rates) // 80)
+    steps = np.union1d(np.arange(100, len(rates), len(rates) // 80), len(rates) - 1)
     noise = np.exp(2e-4 * np.random.default_rng(seed).standard_normal(len(steps)))
     return curves.Curve(steps, loss[steps] * noise, rates, name=name)
 
@@ -66,7 +66,9 @@ print(alone.status, "-", alone.reason)
 print(f"with two earlier runs: {helped.final_loss:.4f} [{helped.low:.4f}, {helped.high:.4f}],")
 print(f"and it ended at {whole.losses[-1]:.4f}")
 assert alone.status == "not identifiable yet"
+assert helped.final_step == whole.steps[-1]
 assert abs(helped.final_loss / whole.losses[-1] - 1) < 2e-3
+assert helped.low < whole.losses[-1] < helped.high
 
 # %% [markdown]
 # ## The best schedule, and why not to believe it
