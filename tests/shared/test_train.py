@@ -471,6 +471,7 @@ class Widening(Regression):
 
 
 def test_an_objective_that_changes_the_kind_of_its_state_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"structure, shapes and dtypes.*objective.*float32 != int32"):
+    message = r"structure, shapes and dtypes.*objective.*float32 != int32"
+    with pytest.raises(ValueError, match=message):
         train(make_study(objective=Widening), make_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
