@@ -23,8 +23,10 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 128
     config.learning_rate = 0.1
     config.log_every = 11  # once an epoch
+    config.checkpoint_every = 110  # every tenth: writing one takes longer than an epoch of steps
     if mode == "smoke":
         config.num_epochs = 3
+        config.checkpoint_every = 0
         config.start_epoch = 0
         config.saf_lag_epochs = 1
         config.width = 16
