@@ -43,7 +43,7 @@ def entry(record: dict[str, Any]) -> str:
         "",
         f"`{record['command']}`: {record['wall_time_s']:.0f} s on {environment['device']}, ",
     ]
-    lines[-1] += f"jax {versions['jax']}."
+    lines[-1] += f"jax {versions['jax']}, commit {environment['commit'] or 'unknown'}."
     return "\n".join(lines)
 
 
