@@ -25,6 +25,7 @@ from sam_free._checks import (
     check_whole,
     is_traced,
 )
+from sam_free._losses import check_labels
 from sam_free._table import DTYPES, Table, check_index, count_bad, make_table, read, write
 from sam_free._trajectory import trajectory_loss
 
@@ -63,7 +64,8 @@ def saf(
 
     An index out of range or twice in a batch makes the loss NaN and shows in `saf_bad_indices`;
     where the batch is known before the program runs, and with `raise_on_bad_index`, it is an error
-    that names the index. `check_index` is the same check for the host.
+    that names the index. `check_index` is the same check for the host, and the objective's
+    `check_batch` lets a loop name what was wrong after the fact, at no cost to the step.
 
     Args:
       apply_fn: `(params, model_state, inputs, *, train, key) -> (logits, model_state)`.
@@ -161,6 +163,12 @@ class SAF:
         rows = num_examples * self.published_ranks
         table = make_table(rows, self.slots, self.num_classes, self.buffer_dtype)
         return table._replace(num_examples=jnp.asarray(num_examples, jnp.int32))
+
+    def check_batch(self, batch: Batch, num_examples: int) -> None:
+        """Refuses, on the host, a batch that makes the loss NaN; see `check_index`."""
+        if self.weight:
+            check_index(batch["index"], num_examples)
+        check_labels(batch, self.num_classes)
 
     def sharded(self, state: PyTree) -> PyTree:
         """True for the leaves whose leading axis is split over devices."""

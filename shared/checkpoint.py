@@ -8,6 +8,7 @@ compared with what it has read. A checkpoint that cannot be read back exactly is
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -37,6 +38,7 @@ class Restored(NamedTuple):
     step: int
     state: PyTree
     record: dict[str, Any]  # what was given to `save` beside the state
+    lacking: bool = False  # the field that may be lacking is, and is () in `state`
 
 
 class Checkpoints:
@@ -124,12 +126,14 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def restore(self, shapes: PyTree, shardings: PyTree) -> Restored | None:
+    def restore(self, shapes: PyTree, shardings: PyTree, *, may_lack: str = "") -> Restored | None:
         """The newest checkpoint that reads back exactly.
 
         Args:
           shapes: pytree of ShapeDtypeStruct like the state.
           shardings: where each leaf goes; any layout, not just that of the run that saved it.
+          may_lack: a field of the state (a dataclass) that the checkpoint need not hold, or may
+            hold in another form; it is () in the result then, to be made anew.
         Returns:
           None where no checkpoint was ever saved.
         Raises:
@@ -139,7 +143,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 with _quiet():
-                    found, reason = self._read(step, shapes, shardings), ""
+                    found, reason = self._read(step, shapes, shardings, may_lack), ""
             except Exception as error:  # Orbax raises five kinds for damaged files, bare ones too
                 found, reason = None, _line(error)
             if _on_every_process(found is not None):
@@ -156,7 +160,7 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, shapes: PyTree, shardings: PyTree) -> Restored:
+    def _read(self, step: int, shapes: PyTree, shardings: PyTree, may_lack: str) -> Restored:
         folder = self.folder / str(step)
         if damage := find_damage(folder):
             raise CheckpointError(damage)
@@ -164,24 +168,36 @@ class Checkpoints:
             step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
         )["record"]
         content = _without_hash(record, folder)
-        _check_shapes(content["leaves"], shapes, folder)
+        saved = content["leaves"]
+        lacking = bool(may_lack) and _field(saved, may_lack) != _field(_kinds(shapes), may_lack)
+        unused: dict[str, Any] = {}
+        if lacking:
+            unused = _abstract(saved, _field(saved, may_lack), shardings)
+            shapes, shardings = (
+                dataclasses.replace(tree, **{may_lack: ()}) for tree in (shapes, shardings)
+            )
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
             shardings,
         )
         wanted = _named(abstract)
+        if lacking:  # what follows the field is numbered otherwise there
+            numbered = {_plain(name): name for name in saved}
+            wanted = {numbered.get(_plain(name), name): leaf for name, leaf in wanted.items()}
+        _check_shapes(saved, wanted | unused, folder)
         leaves = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_filled(wanted)))
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(_filled(wanted | unused))),
         )["state"]
         leaves = [leaves[name] if name in leaves else _empty(wanted[name]) for name in wanted]
         state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        for name, entry in describe(state).items():
-            if entry != content["leaves"][name]:
+        for name, entry in zip(wanted, describe(state).values()):
+            if entry != saved[name]:
                 raise CheckpointError(
                     f"the values of {name} are not those that were saved (SHA-256 differs)"
                 )
-        return Restored(step, state, content["record"])
+        return Restored(step, state, content["record"], lacking)
 
     def _seal(self) -> None:
         """Runs in Orbax's thread, after the last file and before the move to the final name."""
@@ -283,8 +299,41 @@ def _without_hash(sealed: Any, folder: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _check_shapes(saved: Mapping[str, Any], shapes: PyTree, folder: Path) -> None:
-    wanted = {name: (str(leaf.dtype), list(leaf.shape)) for name, leaf in _named(shapes).items()}
+def _plain(name: str) -> str:
+    """The name of a leaf without its number."""
+    return name.split(".", 1)[1]
+
+
+def _field(leaves: Mapping[str, Any], field: str) -> dict[str, tuple[str, list[int]]]:
+    """The leaves under a field of the state, by name without number: dtype and shape."""
+    return {
+        _plain(name): (entry["dtype"], entry["shape"])
+        for name, entry in leaves.items()
+        if _plain(name).split(".")[0] == field
+    }
+
+
+def _kinds(shapes: PyTree) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+        for name, leaf in _named(shapes).items()
+    }
+
+
+def _abstract(
+    saved: Mapping[str, Any], chosen: Mapping[str, Any], shardings: PyTree
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Saved leaves that are read only because Orbax reads all, whole on every device."""
+    whole = next(s for s in jax.tree.leaves(shardings) if s.is_fully_replicated)
+    return {
+        name: jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"], sharding=whole)
+        for name, entry in saved.items()
+        if _plain(name) in chosen
+    }
+
+
+def _check_shapes(saved: Mapping[str, Any], named: Mapping[str, Any], folder: Path) -> None:
+    wanted = {name: (str(leaf.dtype), list(leaf.shape)) for name, leaf in named.items()}
     held = {name: (entry["dtype"], entry["shape"]) for name, entry in saved.items()}
     for name in [*wanted, *held]:
         if wanted.get(name) != held.get(name):

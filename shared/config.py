@@ -32,6 +32,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.probe_every = 0  # steps between probes, the first before training; 0: no probes
     config.checkpoint_every = 0  # steps between checkpoints; 0: one per epoch
     config.keep_checkpoints = 2  # newest that are kept, at least 2
+    config.start_from = ""  # folder of another run whose newest checkpoint this one begins at
+    config.missing_objective = "refuse"  # a checkpoint without the objective's state; or "mask"
     config.tensorboard = False  # event files in <workdir>/tensorboard beside the record
     config.wandb_project = ""  # project of Weights & Biases that the run is sent to; "": none
     config.prefetch = 0  # batches that a thread reads ahead; 0: read while the device works

@@ -9,5 +9,9 @@ class NonFiniteLoss(RunError):
     """The loss or the parameters are NaN or infinite; the last good checkpoint is kept."""
 
 
+class BadBatch(NonFiniteLoss):
+    """The loss is not finite because of what stands in the batch; the message names it."""
+
+
 class CheckpointError(RunError):
     """No checkpoint can be used, or one cannot be written."""

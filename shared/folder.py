@@ -15,7 +15,7 @@ from shared.environment import describe_environment
 # the rounding that another number of devices brings.
 FREE_KEYS = frozenset(
     {"num_devices", "parallelism", "keep_checkpoints", "profile_start", "profile_steps", "prefetch"}
-    | {"tensorboard", "wandb_project"}
+    | {"tensorboard", "wandb_project", "missing_objective"}
 )
 
 

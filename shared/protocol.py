@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 class Objective(Protocol):
     """What is minimised. SAF, MESA and plain cross-entropy are objectives.
 
-    Three more methods are optional (an attribute of that name that cannot be called is none):
+    Four more methods are optional (an attribute of that name that cannot be called is none):
 
     - `sharded(state)` returns a pytree of bool like `state`: True where the leading axis of a leaf
       counts examples and is split over devices in contiguous blocks. Its length must be a multiple
@@ -33,6 +33,8 @@ class Objective(Protocol):
     - `prepare(state, batch)` returns a pytree with the leading axis of the batch. It is compiled
       on its own and runs before the step, which finds the result in `batch["prepared"]`: a gather
       from an array that the step writes to would copy the array if both were compiled together.
+    - `check_batch(batch, num_examples)` runs on the host, with the rows of this process, where the
+      loss of a batch was not finite; raises a ValueError that names what is wrong in the batch.
 
     An objective, a gradient rule or a model that talks to other devices takes `axis_name` when it
     is made (`shared.devices.AXIS` in the loop, None alone).

@@ -26,10 +26,11 @@ from shared.config import default_config as default_config
 from shared.data import Prefetch, batch_index, steps_per_epoch
 from shared.devices import Devices, make_devices
 from shared.environment import describe_environment
+from shared.errors import BadBatch as BadBatch
 from shared.errors import NonFiniteLoss as NonFiniteLoss
 from shared.errors import RunError as RunError
 from shared.evaluate import Evaluator
-from shared.folder import check_same, open_folder, to_json, warn_of_other_versions
+from shared.folder import open_folder, to_json
 from shared.metrics import JsonLines, Sink, Tee, TensorBoard, Wandb, truncate
 from shared.progress import Progress
 from shared.protocol import Array as Array
@@ -44,6 +45,7 @@ from shared.protocol import PyTree as PyTree
 from shared.protocol import Study as Study
 from shared.protocol import TrainState as TrainState
 from shared.protocol import model_inputs as model_inputs
+from shared.start import CHOICES, find_start
 from shared.step import complaint, make_program, part_major, run_key
 from shared.step import compute_in as compute_in
 
@@ -138,6 +140,8 @@ class Training:
         save_every = config.checkpoint_every or self.steps_per_epoch
         eval_every = (config.eval_every_epochs * self.steps_per_epoch) or self.num_steps
         saved = self.step
+        if self.step and not self._checkpoints.steps():
+            self._save()  # the other run that this one begins at may go on
         if self.step == 0 and config.probe_every:
             self._probe(self._read(0))
         while self.step < self.num_steps:
@@ -181,18 +185,13 @@ class Training:
         self._checkpoints.close()
 
     def _start(self) -> TrainState:
-        """The newest good checkpoint, or the state before the first step."""
+        """The newest good checkpoint, another run's, or the state before the first step."""
         program, devices = self._program, self._devices
-        found = self._checkpoints.restore(program.shapes, devices.shardings(program.split))
-        if found is None:
-            self.step = 0
-            state = program.init(self._key)
-        else:
-            check_same(found.record["config"], to_json(self._config), str(self._folder))
-            warn_of_other_versions(found.record["environment"])
-            self.step, state = found.step, found.state
-            self._pending = [np.array(row) for row in found.record["pending"]]
-        return devices.from_global(state, program.split)
+        start = find_start(
+            self._study, self._config, program, devices, self._checkpoints, self._key
+        )
+        self.step, self._pending = start.step, start.pending
+        return devices.from_global(start.state, program.split)
 
     def _open_sink(self) -> Sink:
         if jax.process_index() != 0:
@@ -257,7 +256,18 @@ class Training:
         for offset, row in enumerate(self._pending, start=1):
             if not np.isfinite(row[loss]):
                 self._sink.write(first + offset, self._named(row))
+                self._check_batch(first + offset)
                 self._refuse(NonFiniteLoss, f"the loss is {row[loss]} at step {first + offset}")
+
+    def _check_batch(self, step: int) -> None:
+        """Lets the objective name what is wrong with the batch whose loss is not finite."""
+        check = getattr(self._study.objective, "check_batch", None)
+        if not callable(check):
+            return
+        try:
+            check(self._read(step - 1), self._study.train_data.num_examples)
+        except ValueError as error:
+            self._refuse(BadBatch, f"{error} The loss is not finite at step {step}")
 
     def _refuse(self, kind: type[RunError], what: str) -> None:
         self._sink.flush()
@@ -369,6 +379,10 @@ def check_config(config: Config, devices: Devices) -> None:
     for name in ("checkpoint_every", "prefetch", "profile_start", "profile_steps"):
         if config[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {config[name]!r}.")
+    if config.missing_objective not in CHOICES:
+        raise ValueError(
+            f'missing_objective must be "refuse" or "mask", got {config.missing_objective!r}.'
+        )
     if config.keep_checkpoints < 2:
         raise ValueError(f"keep_checkpoints must be at least 2, got {config.keep_checkpoints!r}.")
     if not 0 <= config.clip_norm < float("inf"):
