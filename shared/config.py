@@ -30,6 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.log_every = 50  # steps per line of metrics.jsonl; a line holds means over them
     config.eval_every_epochs = 1  # passes between evaluations; 0: only at the end
     config.probe_every = 0  # steps between probes, the first before training; 0: no probes
+    config.log_grad_norm = False  # record the gradient's norm; clipping always does
     config.checkpoint_every = 0  # steps between checkpoints; 0: one per epoch
     config.keep_checkpoints = 2  # newest that are kept, at least 2
     config.start_from = ""  # folder of another run whose newest checkpoint this one begins at

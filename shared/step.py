@@ -205,9 +205,11 @@ def _device_step(
         if num_devices > 1:  # over one device XLA copies what it averages
             grads, loss, metrics = jax.lax.pmean((grads, loss, metrics), AXIS)
             model_state, gradient = _same_everywhere((model_state, gradient))
-        grad_norm = optax.tree.norm(grads)
+        metrics = {"loss": loss} | metrics
+        if config.log_grad_norm or config.clip_norm > 0:
+            metrics["grad_norm"] = optax.tree.norm(grads)
         if config.clip_norm > 0:
-            scale = config.clip_norm / jnp.maximum(grad_norm, config.clip_norm)
+            scale = config.clip_norm / jnp.maximum(metrics["grad_norm"], config.clip_norm)
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         updates, opt_state = study.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -219,7 +221,6 @@ def _device_step(
             batch=batch,
             epoch=epoch,
         )
-        metrics = {"loss": loss} | metrics | {"grad_norm": grad_norm}
         names[:] = metrics  # known once traced
         packed = jnp.stack([jnp.asarray(value, loss.dtype) for value in metrics.values()])
         new = TrainState(state.step + 1, params, model_state, opt_state, objective, gradient)

@@ -10,6 +10,7 @@ covers is in the record before it is written, so nothing is done twice or left o
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -103,14 +104,17 @@ class Training:
         self._config = config
         self._devices = make_devices(config.parallelism, config.num_devices)
         check_config(config, self._devices)
-        self._order: dict[str, Any] = {
+        order: dict[str, Any] = {
             "num_examples": study.train_data.num_examples,
             "batch_size": config.batch_size,
             "order": config.order,
             "num_shards": config.order_shards,
         }
-        self.steps_per_epoch = steps_per_epoch(**self._order)
+        self.steps_per_epoch = steps_per_epoch(**order)
+        self._index = functools.partial(batch_index, config.seed, **order)
         self.num_steps = config.num_steps or config.num_epochs * self.steps_per_epoch
+        self._parts, self._prefetch = config.grad_accumulation, config.prefetch
+        self._trace_of = (config.profile_start, config.profile_steps)
         self._key = run_key(config.seed)
         self._program = make_program(study, config, self._devices, self.steps_per_epoch)
         self._evaluators = {
@@ -136,24 +140,25 @@ class Training:
 
     def run(self, interrupted: Callable[[int], bool] | None = None) -> Result:
         """Trains to the last step, or until `interrupted(steps done)` says so."""
-        config = self._config
+        config = self._config  # read before the steps: a look into a ConfigDict takes a microsecond
+        log_every, probe_every = config.log_every, config.probe_every
         save_every = config.checkpoint_every or self.steps_per_epoch
         eval_every = (config.eval_every_epochs * self.steps_per_epoch) or self.num_steps
         saved = self.step
         if self.step and not self._checkpoints.steps():
             self._save()  # the other run that this one begins at may go on
-        if self.step == 0 and config.probe_every:
+        if self.step == 0 and probe_every:
             self._probe(self._read(0))
         while self.step < self.num_steps:
             local = self._next()
             self._advance(local)
             self._profile()
             last = self.step == self.num_steps
-            if self.step % config.log_every == 0 or last:
+            if self.step % log_every == 0 or last:
                 self._log()
             if self.step % eval_every == 0 or last:
                 self._evaluate()
-            if config.probe_every and self.step % config.probe_every == 0:
+            if probe_every and self.step % probe_every == 0:
                 self._probe(local)
             stop = not last and interrupted is not None and interrupted(self.step)
             if self.step % save_every == 0 or last or stop:
@@ -214,17 +219,14 @@ class Training:
 
     def _read(self, step: int) -> Any:
         """The rows of step `step` that this process holds, in the order of its devices."""
-        index = batch_index(self._config.seed, step, **self._order)
-        index = part_major(index, self._config.grad_accumulation, self._devices.size)
+        index = part_major(self._index(step), self._parts, self._devices.size)
         return self._study.train_data.batch(index[self._devices.local_rows(len(index))])
 
     def _next(self) -> Any:
-        if not self._config.prefetch:
+        if not self._prefetch:
             return self._read(self.step)
         if self._ahead is None:
-            self._ahead = Prefetch(
-                self._read, self.step, self.num_steps, depth=self._config.prefetch
-            )
+            self._ahead = Prefetch(self._read, self.step, self.num_steps, depth=self._prefetch)
         return next(self._ahead)
 
     def _advance(self, local: Any) -> None:
@@ -353,7 +355,7 @@ class Training:
         self._since = (time.perf_counter(), self.step)
 
     def _profile(self) -> None:
-        start, steps = self._config.profile_start, self._config.profile_steps
+        start, steps = self._trace_of
         if steps and self.step == start + 1:
             jax.profiler.start_trace(str(self._folder / "profile"))
         elif steps and self.step == start + 1 + steps:

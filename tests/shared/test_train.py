@@ -155,9 +155,7 @@ def test_the_record_holds_means_evaluations_and_no_clock(whole):
     rows = read(whole.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [4, 5, 8, 10, 12, 15, 15]
     assert rows[-1] == {"step": 15, "test/loss": whole.result.metrics["test/loss"]}
-    assert {name for row in rows for name in row} == {
-        "step", "loss", "epoch", "grad_norm", "test/loss",
-    }  # fmt: skip
+    assert {name for row in rows for name in row} == {"step", "loss", "epoch", "test/loss"}
     timings = [
         json.loads(line) for line in (whole.folder / "timings.jsonl").read_text().splitlines()
     ]
@@ -228,6 +226,16 @@ def test_clipping_bounds_the_gradient_and_logs_it_unclipped(tmp_path):
     moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, after, before))
     assert moved == pytest.approx(0.25, rel=1e-5)
     assert read(tmp_path / "metrics.jsonl")[0]["grad_norm"] > 1
+
+
+def test_the_gradient_norm_is_recorded_where_it_is_asked_for(tmp_path):
+    study = make_study(optimizer=optax.sgd(1.0))
+    config = make_config(num_steps=1, log_grad_norm=True)
+    with Training(study, config, tmp_path) as training:
+        before = jax.tree.map(np.array, training._state.params)
+        after = training.run().state.params
+    moved = float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, after, before)))
+    assert read(tmp_path / "metrics.jsonl")[0]["grad_norm"] == pytest.approx(moved, rel=1e-5)
 
 
 class Slots(NamedTuple):
