@@ -62,13 +62,26 @@ def fit(
 
 
 def warmup_cosine_adam(
-    learning_rate: float, num_steps: int, *, warmup_steps: int = 0, clip_norm: float | None = None
+    learning_rate: float, num_steps: int, *, warmup_steps: int = 0
 ) -> optax.GradientTransformation:
-    """Adam with a linear warmup, a cosine decay to 0 and optional clipping."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        learning_rate if warmup_steps == 0 else 0.0, learning_rate, warmup_steps, num_steps
+    """Adam with a linear warmup and a cosine decay to 0."""
+    return optax.adam(
+        optax.warmup_cosine_decay_schedule(
+            learning_rate if warmup_steps == 0 else 0.0, learning_rate, warmup_steps, num_steps
+        )
     )
-    adam = optax.adam(schedule)
-    if clip_norm is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam)
+
+
+def inverse_time_adam(
+    learning_rate: float, num_steps: int, *, half_life: int
+) -> optax.GradientTransformation:
+    """Adam whose learning rate falls like 1 / (half_life + step), and to 0 at num_steps.
+
+    A rate of order 1 / t averages the noise of all gradients so far, where a cosine keeps what the
+    last few hundred batches say.
+    """
+
+    def schedule(step):
+        return learning_rate * half_life / (half_life + step) * (1 - step / num_steps)
+
+    return optax.adam(schedule)

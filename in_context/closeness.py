@@ -5,7 +5,7 @@ The experiment of "The Closeness of In-Context Learning and Weight Shifting for 
 = softmax(A x*), and asks for softmax(A_q x*) on query rows A_q that it has not shown.
 
 - The layer sees tokens (a_i, n b_i) and queries (a_q, 0), and answers with the logit
-  OUTPUT_SCALE softmax(a_q . key_query . tokens) . tokens . value.
+  softmax(a_q . key_query . tokens) . tokens . value.
 - The gradient step answers a_q . x_1 with x_1 = (learning_rate / n) A^T (b - 1 / n), the step of
   softmax regression from x = 0, with the one learning rate that is best over many prompts.
 
@@ -25,7 +25,6 @@ from in_context._training import Trained, fit, warmup_cosine_adam
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
-OUTPUT_SCALE = 10.0
 
 
 @jax.tree_util.register_dataclass
@@ -93,7 +92,7 @@ class Report(NamedTuple):
 
 
 def init(key: Array, dim: int) -> LayerParams:
-    """A small Gaussian key_query, and a value that reads the answers with a minus sign.
+    """A small Gaussian key_query, and a value that reads the answers with a small minus sign.
 
     Of the two signs that (key_query, value) can share, the negative one has the better optimum: a
     query that attends to rows unlike itself averages small targets, which vary less than the large
@@ -102,7 +101,7 @@ def init(key: Array, dim: int) -> LayerParams:
     """
     _check.integer("init", dim=dim)
     key_query = 0.01 * jax.random.normal(key, (dim + 1, dim + 1))
-    return LayerParams(key_query, jnp.zeros(dim + 1).at[dim].set(-1.0))
+    return LayerParams(key_query, jnp.zeros(dim + 1).at[dim].set(-0.3))
 
 
 def tokens(prompt: DocumentPrompt, *, leak: bool = False) -> tuple[Array, Array]:
@@ -121,7 +120,7 @@ def logits(params: LayerParams, context: Array, queries: Array) -> Array:
     asked = jnp.einsum("bqe,ef->bqf", queries, params.key_query)
     attention = jax.nn.softmax(jnp.einsum("bqf,bnf->bqn", asked, context))
     values = jnp.einsum("bnf,f->bn", context, params.value)
-    return OUTPUT_SCALE * jnp.einsum("bqn,bn->bq", attention, values)
+    return jnp.einsum("bqn,bn->bq", attention, values)
 
 
 def gradient_step(prompt: DocumentPrompt, learning_rate: Any) -> Array:

@@ -10,6 +10,7 @@ from in_context.softmax_attention._heads import (
     debiased_gradient_descent as debiased_gradient_descent,
 )
 from in_context.softmax_attention._heads import optimal_debiased as optimal_debiased
+from in_context.softmax_attention._heads import optimal_preconditioned as optimal_preconditioned
 from in_context.softmax_attention._layer import AttentionParams as AttentionParams
 from in_context.softmax_attention._layer import Decomposition as Decomposition
 from in_context.softmax_attention._layer import apply as apply

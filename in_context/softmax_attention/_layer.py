@@ -32,7 +32,8 @@ class Decomposition(NamedTuple):
     """Key-query and output-value circuits of every head, and how close they are to the pattern.
 
     The pattern: key-query omega_h I on the inputs and 0 elsewhere, output-value mu_h on the answer
-    and 0 elsewhere. Averages over heads are weighted by |mu_h|: a head with mu = 0 is noise.
+    and 0 elsewhere. Averages over heads run over the active ones, weighted by |mu_h|: a head with
+    mu = 0 is noise.
     """
 
     key_query: Array  # [H, e, d], logits are z_i^T key_query x_q
@@ -65,15 +66,18 @@ def init(key: Array, dim: int, num_heads: int, *, num_outputs: int = 1) -> Atten
 
 
 def from_heads(omega: Any, mu: Any, dim: int) -> AttentionParams:
-    """The layer that computes `apply_heads(omega, mu, prompt)`."""
+    """The layer that computes `apply_heads(omega, mu, prompt)`, omega [H] or [H, dim, dim]."""
     omega, mu = _check.floating(omega, mu)
     heads, features = omega.shape[0], dim + 1
     _check.shape("from_heads", "mu", mu, (heads,), "like omega")
+    if omega.ndim == 1:
+        omega = omega[:, None, None] * jnp.eye(dim, dtype=omega.dtype)[None]
+    _check.shape("from_heads", "omega", omega, (heads, dim, dim), "[H] or [H, dim, dim]")
     identity = jnp.broadcast_to(jnp.eye(features, dtype=mu.dtype), (heads, features, features))
-    query = identity * (omega * features**0.5)[:, None, None]
-    own = identity.at[:, dim, dim].set(0.0)
+    inputs = identity.at[:, dim, dim].set(0.0)
+    query = jnp.zeros_like(identity).at[:, :dim, :dim].set(omega * features**0.5)
     output = jnp.zeros((heads, 1, features), mu.dtype).at[:, 0, dim].set(mu)
-    return AttentionParams(query, own, identity, output)
+    return AttentionParams(query, inputs, identity, output)
 
 
 def circuits(params: AttentionParams) -> tuple[Array, Array]:
@@ -115,7 +119,7 @@ def decompose(params: AttentionParams) -> Decomposition:
     )
     size = jnp.linalg.norm(mu, axis=1)
     active = size >= ACTIVE * jnp.max(size)
-    share = size / jnp.sum(size)
+    share = size * active / jnp.sum(size * active)
     diagonal_energy = jnp.sum(diagonal**2, axis=1) / jnp.sum(key_query**2, axis=(1, 2))
     answers = output_value[:, :, dim:]
     last = jnp.sum(answers**2, axis=(1, 2)) / jnp.sum(output_value**2, axis=(1, 2))

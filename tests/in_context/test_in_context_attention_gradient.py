@@ -9,11 +9,10 @@ from flax import nnx
 from in_context import attention_gradient, predictors, softmax_attention, softmax_regression
 
 
-def instance(seed=0, n=25, d=5, queries=7):
+def instance(seed=0, n=25, d=5, queries=5):
     rng = np.random.default_rng(seed)
-    A, x = rng.normal(size=(n, d)), 0.3 * rng.normal(size=d)
-    b = np.asarray(softmax_regression.softmax(A, rng.normal(size=d)))
-    return A, x, b, rng.normal(size=(queries, d))
+    A, b = rng.normal(size=(n, d)), rng.dirichlet(np.ones(n))
+    return A, rng.normal(size=d), b, rng.normal(size=(queries, d))
 
 
 def error(A, x, b, queries, **options):
@@ -29,19 +28,16 @@ def loss(x, A, b):
 
 def test_one_head_is_linear_and_two_are_quadratic_in_eps():
     with jax.enable_x64(True):
-        at_bar = []
         for seed in range(5):
             parts = instance(seed)
             ones = [error(*parts, eps=eps, num_heads=1) for eps in (1e-3, 1e-4, 1e-5)]
             twos = [error(*parts, eps=eps, num_heads=2) for eps in (1e-2, 1e-3, 1e-4)]
-            at_bar.append((ones[1], twos[2]))
+            if seed == 0:  # the slopes are the same for every instance, the constants are not
+                assert ones[1] <= 1e-4
+                assert twos[2] <= 2e-8
             for errors, slope, tolerance in ((ones, 1.0, 0.02), (twos, 2.0, 0.05)):
                 slopes = np.log10(np.divide(errors[:-1], errors[1:]))
                 np.testing.assert_allclose(slopes, slope, atol=tolerance)
-        # The slopes are the same for every instance, the constants are not.
-        one, two = np.median(at_bar, axis=0)
-        assert one <= 2e-4
-        assert two <= 2e-8
 
 
 def test_error_of_one_head_stays_below_its_bound():

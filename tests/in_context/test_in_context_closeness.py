@@ -53,7 +53,7 @@ def test_layer_and_report_by_hand():
             for j in range(4):
                 asked = np.append(prompt.queries[i, j], 0.0)
                 weights = softmax(tokens @ (asked @ params.key_query))
-                hand[i, j] = closeness.OUTPUT_SCALE * weights @ tokens @ params.value
+                hand[i, j] = weights @ tokens @ params.value
         np.testing.assert_allclose(answers, hand, rtol=1e-6)
         report = closeness.report(params, prompt, 3.0)
         loss = 0.5 * np.mean([np.sum((softmax(z) - t) ** 2) for z, t in zip(hand, prompt.target)])
@@ -66,7 +66,7 @@ def test_small_constructed_layer_is_the_gradient_step():
         prompt = closeness.Documents(25, 5).sample(jax.random.key(0), 50)
         eps, rate = 1e-6, 20.0
         key_query = jnp.zeros((6, 6)).at[jnp.arange(5), jnp.arange(5)].set(eps)
-        value = jnp.zeros(6).at[5].set(rate / (25 * eps * closeness.OUTPUT_SCALE))
+        value = jnp.zeros(6).at[5].set(rate / (25 * eps))
         report = closeness.report(closeness.LayerParams(key_query, value), prompt, rate)
         assert float(report.sensitivity_cosine) > 1 - 1e-6
         assert float(report.prediction_difference) < 1e-4

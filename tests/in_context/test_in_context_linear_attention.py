@@ -162,6 +162,32 @@ def test_full_layer_loss_is_exact():
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) < 1e-12
 
 
+def test_full_layer_loss_by_quadrature():
+    """Gauss-Hermite nodes are exact for these polynomials, so every moment shows to 12 digits."""
+    covariance, prior = np.array([[1.0, 0.5], [0.5, 2.0]]), np.array([[1.0, -0.3], [-0.3, 0.4]])
+    rng = np.random.default_rng(0)
+    key_query, value = rng.normal(size=(3, 3)), rng.normal(size=3)
+    grids = [5] * 4 + [3] * 4  # two inputs in the plane: degree 8; weights and noise: degree 4
+    nodes, weights = zip(*(np.polynomial.hermite_e.hermegauss(count) for count in grids))
+    z = np.stack([axis.ravel() for axis in np.meshgrid(*nodes, indexing="ij")])
+    share = np.prod(np.meshgrid(*weights, indexing="ij"), axis=0).ravel() / (2 * np.pi) ** 4
+    x = np.linalg.cholesky(covariance) @ z[:4].reshape(2, 2, -1)
+    w = np.linalg.cholesky(prior) @ z[4:6]
+    y = np.einsum("nes,es->ns", x, w) + 0.7 * z[6:]
+    tokens = np.concatenate([x, y[:, None]], axis=1)  # [n, d + 1, nodes]
+    answer = np.einsum("de,nes,nfs,f->ds", key_query[:2], tokens, tokens, value) - w
+    expected = 0.49 + share @ np.einsum("ds,de,es->s", answer, covariance, answer)
+    with jax.enable_x64(True):
+        exact = linear_attention.layer_loss(
+            linear_attention.LayerParams(jnp.asarray(key_query), jnp.asarray(value)),
+            2,
+            covariance=covariance,
+            prior=prior,
+            noise=0.7,
+        )
+        np.testing.assert_allclose(exact, expected, rtol=1e-12)
+
+
 def test_token_construction_is_gradient_descent():
     with jax.enable_x64(True):
         prompt = tasks.LinearRegression(9, 3, noise=0.3, dtype="float64").sample(

@@ -72,6 +72,16 @@ def test_equal_logits_show_that_one_half_is_sharp():
         assert 0.9999 <= float(shift.certificate.ratio) <= 1.0
 
 
+def test_certificates_say_no_to_a_constant_below_one_half(monkeypatch):
+    monkeypatch.setattr(weight_shift, "LIPSCHITZ", 0.49)
+    with jax.enable_x64(True), jax.disable_jit():
+        pair, b, step = np.array([[1.0], [-1.0]]), np.full(2, 0.5), np.array([1e-3])
+        zero, one = np.zeros(1), np.ones(1)
+        assert not bool(weight_shift.shift_x(pair, zero, step, b).certificate.holds)
+        assert not bool(weight_shift.shift_a(0 * pair, one, 1e-3 * pair, b).certificate.holds)
+        assert not bool(weight_shift.closeness(pair, zero, step, 0 * pair).holds)
+
+
 def test_tiny_steps_keep_their_digits():
     with jax.enable_x64(True), mpmath.workdps(50):
         A = np.array([[0.3, -1.0], [0.7, 0.2], [-0.5, 0.9]])

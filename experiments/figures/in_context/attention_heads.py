@@ -68,9 +68,12 @@ def compute(fast: bool) -> dict[str, Any]:
     if "4" in runs:
         four = models["H = 4, seed 0"]
         excess = measured["H = 4, seed 0"]["difference"] / best
+        diagonal, last = four["weighted_diagonal_energy"], four["weighted_last_entry_energy"]
         claims += [
+            claim("H = 4: |sum mu| / sum |mu|", four["mu_imbalance"], high=0.005),
+            claim("H = 4: diagonal energy, active heads", diagonal, low=0.999),
+            claim("H = 4: last-entry energy, active heads", last, low=0.999),
             claim("H = 4: paired excess over debiased", excess, high=0.015),
-            claim("H = 4: last-entry energy", four["weighted_last_entry_energy"], low=0.98),
         ]
     return {
         "data": f"n {N}, d {DIM}, noise variance 0.1; Adam 3e-3, 256 fresh prompts per step; "

@@ -1,7 +1,8 @@
 """One attention head is the gradient of softmax regression to order eps, two heads to eps^2.
 
 The relative error of the constructed heads over instances with n = 25, d = 5, and the drift of a
-stack of layers from the same number of gradient steps.
+stack of layers from the same number of gradient steps. The slopes are alike for every instance, the
+constants are not: the bars at eps = 1e-4 are those of the instance of seed 0.
 """
 
 from typing import Any
@@ -19,13 +20,12 @@ def compute(fast: bool) -> dict[str, Any]:
     seeds = range(4 if fast else 20)
     grid = np.logspace(-6, -1, 11)
     errors: dict[str, list] = {"1": [], "2": []}
-    drift = []
+    drift, excess = [], []
     with jax.enable_x64(True):
         for seed in seeds:
             rng = np.random.default_rng(seed)
-            A, x = rng.normal(size=(25, 5)), 0.3 * rng.normal(size=5)
-            b = np.asarray(softmax_regression.softmax(A, rng.normal(size=5)))
-            queries = rng.normal(size=(7, 5))
+            A, b = rng.normal(size=(25, 5)), rng.dirichlet(np.ones(25))
+            x, queries = rng.normal(size=5), rng.normal(size=(5, 5))
             exact = queries @ np.asarray(softmax_regression.gradient(A, x, b))
             for heads, rows in errors.items():
                 found = [
@@ -34,7 +34,14 @@ def compute(fast: bool) -> dict[str, Any]:
                     )
                     for eps in grid
                 ]
-                rows.append([float(np.abs(f - exact).max() / np.abs(exact).max()) for f in found])
+                apart = np.abs(np.array(found) - exact)
+                rows.append((apart.max(axis=1) / np.abs(exact).max()).tolist())
+                if heads == "1":
+                    bound = [
+                        attention_gradient.one_head_error_bound(A, x, b, queries, eps=eps)
+                        for eps in grid
+                    ]
+                    excess.append(float((apart / np.array(bound)).max()))
             stack = attention_gradient.stack(
                 A, b, queries, num_layers=20, learning_rate=3.0, eps=1e-4
             )
@@ -53,14 +60,18 @@ def compute(fast: bool) -> dict[str, Any]:
         return float(np.polyfit(np.log(grid[chosen]), np.log(middle[heads][chosen]), 1)[0])
 
     return {
-        "data": f"{len(seeds)} instances, n 25, d 5, 7 queries; median; float64",
+        "data": f"{len(seeds)} instances, n 25, d 5, 5 queries, A, x and queries N(0,1), b "
+        "Dirichlet; slopes of the median; float64",
         "seeds": list(seeds),
         "eps": grid.tolist(),
         "errors": errors,
+        "at_1e-4": {heads: np.array(rows)[:, at].tolist() for heads, rows in errors.items()},
         "drift": drift,
         "claims": [
-            claim("one head at eps 1e-4, median", middle["1"][at], high=1.5e-4),
+            claim("one head at eps 1e-4, seed 0", errors["1"][0][at], high=1e-4),
+            claim("two heads at eps 1e-4, seed 0", errors["2"][0][at], high=2e-8),
             claim("two heads at eps 1e-4, median", middle["2"][at], high=2e-8),
+            claim("one head: largest error / its bound, any eps", max(excess), high=1.0),
             claim("slope, one head", slope("1", 1e-5, 1e-3), low=0.98, high=1.02),
             claim("slope, two heads", slope("2", 1e-4, 1e-2), low=1.95, high=2.05),
             claim("20 layers against 20 gradient steps", np.max(drift), high=1e-6),
