@@ -18,6 +18,8 @@ from lion_lyapunov._kappa import (
 from lion_lyapunov._separable import l1
 from lion_lyapunov._top_k import top_k
 
+_HALVES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+
 
 def norm_kappa(name: str, *, norm, subgradient, dual_norm, project, tie_rule, **fields) -> Kappa:
     """A norm; its conjugate is the indicator of the unit ball of the dual norm."""
@@ -89,16 +91,16 @@ def lp(p: Number) -> Kappa:
     q = p / (p - 1.0)
 
     def subgradient(z):
-        # sign(z) (|z| / |z|_p)^(p - 1), with one power for each entry: u^p = u u^(p - 1).
+        # sign(z) (|z| / |z|_p)^(p - 1). A power is taken twice rather than stored: both passes
+        # then read z alone, and storing what they share would cost more than computing it.
         u = jnp.abs(z)
         if p > 2:
             # Cubes of small gradients underflow in float32; below p = 2 a pass is saved.
             largest = jnp.max(u, initial=0.0)
             u = u * (1.0 / jnp.where(largest > 0, largest, 1.0))
-        powers = _safe_power(u, p - 1.0)
-        total = jnp.sum(u * powers)
-        norm = jnp.where(total == 0, 1.0, total) ** ((p - 1.0) / p)
-        return jnp.sign(z) * (powers * (1.0 / norm))
+        total = jnp.sum(_safe_power(u, p))
+        inverse = jnp.where(total == 0, 1.0, total) ** (-1.0 / p)
+        return jnp.sign(z) * _safe_power(u * inverse, p - 1.0)
 
     return norm_kappa(
         f"lp({p:g})",
@@ -140,10 +142,19 @@ def group_l2(size: int) -> Kappa:
 
 
 def _safe_power(u: Array, exponent: float) -> Array:
-    """u^exponent for u >= 0, with derivative 0 at 0, where autodiff would make NaN of inf * 0."""
+    """u^exponent for u >= 0, with derivative 0 at 0, where autodiff would make NaN of inf * 0.
+
+    Multiples of 1/2 up to 4 are products and roots; exp(exponent log u) does for the others what
+    XLA's power does on a CPU in three times the time.
+    """
     positive = u != 0
     inner = jnp.where(positive, u, 1.0)
-    power = jnp.sqrt(inner) if exponent == 0.5 else inner**exponent
+    if exponent in _HALVES:
+        whole = int(exponent)
+        power = jax.lax.integer_pow(inner, whole)
+        power = power * jnp.sqrt(inner) if exponent != whole else power
+    else:
+        power = jnp.exp(exponent * jnp.log(inner))
     return jnp.where(positive, power, 0.0)
 
 

@@ -43,7 +43,8 @@ def top_k(k: int, name: str | None = None) -> Kappa:
             return jnp.sign(z)
         _, _, above, tied, left = parts(z)
         ties = jnp.sum(tied, dtype=jnp.int32)
-        share = left.astype(jnp.float32) / jnp.maximum(ties, 1).astype(jnp.float32)
+        wide = working(z).dtype
+        share = left.astype(wide) / jnp.maximum(ties, 1).astype(wide)
         weight = jnp.where(above, 1.0, jnp.where(tied, share, 0.0)).astype(z.dtype)
         # A NaN has no rank; it must show in the update rather than vanish behind the mask.
         return jnp.where(jnp.isnan(z), z, jnp.sign(z) * weight)
