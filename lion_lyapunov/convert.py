@@ -1,73 +1,31 @@
 """Exact hyper-parameter maps between Lion-K and other optimizers, in both directions.
 
 `from_*` gives `Settings`, whose `optimizer()` follows the other one to rounding error; `to_*` gives
-the other's arguments, or says why there are none.
+the other's arguments, or says why there are none. What exists only in continuous time becomes an
+`Ode`, the constants of `flow.vector_field`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import optax
 
-from lion_lyapunov._checks import check_positive, check_unit_interval
+from lion_lyapunov._checks import check_choice, check_positive, check_unit_interval
 from lion_lyapunov._combine import scaled
+from lion_lyapunov._convert_flow import accelerated_mirror_descent as accelerated_mirror_descent
+from lion_lyapunov._convert_flow import from_dual_preconditioning as from_dual_preconditioning
+from lion_lyapunov._convert_flow import from_mirror_descent as from_mirror_descent
+from lion_lyapunov._convert_flow import from_ode as from_ode
+from lion_lyapunov._convert_flow import hamiltonian_descent as hamiltonian_descent
+from lion_lyapunov._convert_flow import to_ode as to_ode
 from lion_lyapunov._kappa import Kappa
+from lion_lyapunov._member import Ode as Ode
+from lion_lyapunov._member import Settings as Settings
+from lion_lyapunov._member import require
 from lion_lyapunov._norms import l2
 from lion_lyapunov._parts import by_shape, whole_tree
-from lion_lyapunov._separable import half_squared_l2, l1
+from lion_lyapunov._separable import half_squared_l2, huber, l1, log_cosh
 from lion_lyapunov._spectral import nuclear
-from lion_lyapunov._transform import lion_k
-
-
-class Settings(NamedTuple):
-    """A member of the family."""
-
-    kappa: Kappa
-    learning_rate: Any  # number or schedule
-    b1: Any  # number, or a schedule from the step count
-    b2: float
-    weight_decay: Any = 0.0  # number or schedule
-
-    def optimizer(self, **options: Any) -> optax.GradientTransformationExtraArgs:
-        """`lion_k` with these settings; `options` are `mask` and `mu_dtype`."""
-        if callable(self.b1):
-            static = tuple(name for name in ("mask", "mu_dtype") if name in options)
-            return optax.inject_hyperparams(lion_k, static_args=static)(
-                learning_rate=self.learning_rate,
-                kappa=self.kappa,
-                b1=self.b1,
-                b2=self.b2,
-                weight_decay=self.weight_decay,
-                **options,
-            )
-        return lion_k(
-            self.learning_rate,
-            self.kappa,
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            **options,
-        )
-
-
-class Ode(NamedTuple):
-    """Constants of the flow and the step of its Euler scheme."""
-
-    alpha: float
-    gamma: float
-    eps: float
-    weight_decay: float
-    step_size: float
-
-
-def _require(settings: Settings, condition: bool, target: str, needs: str) -> None:
-    if not condition:
-        raise ValueError(
-            f"{target}: needs {needs}, got {settings.kappa!r} with b1={settings.b1!r}, "
-            f"b2={settings.b2!r}, weight_decay={settings.weight_decay!r}."
-        )
-
 
 # optax.lion
 
@@ -81,13 +39,36 @@ def from_optax_lion(
 
 def to_optax_lion(settings: Settings) -> dict[str, Any]:
     """Arguments of `optax.lion`."""
-    _require(settings, settings.kappa.name == "l1", "to_optax_lion", "K = l1")
+    require(settings, settings.kappa.name == "l1", "to_optax_lion", "K = l1")
     return {
         "learning_rate": settings.learning_rate,
         "b1": settings.b1,
         "b2": settings.b2,
         "weight_decay": settings.weight_decay,
     }
+
+
+def from_optax_scale_by_lion(
+    learning_rate: Any,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    *,
+    mode: str = "hard",
+    smooth_beta: float = 1.0,
+    weight_decay: Any = 0.0,
+) -> Settings:
+    """The modes of `optax.scale_by_lion`: l1 (hard), huber(1) (refined), log_cosh (smooth)."""
+    check_choice("from_optax_scale_by_lion", "mode", mode, ("hard", "refined", "smooth"))
+    kappa = {"hard": l1(), "refined": huber(1.0), "smooth": log_cosh(smooth_beta)}[mode]
+    return Settings(kappa, learning_rate, b1, b2, weight_decay)
+
+
+def from_optax_adamw(learning_rate: Any, weight_decay: Any = 1e-4) -> Settings:
+    """`optax.adamw(b1=0, b2=0, eps=0)`, the one Adam in the family: K = l1 without memory.
+
+    Where a gradient is exactly 0 Adam divides 0 by 0; here the entry rests.
+    """
+    return Settings(l1(), learning_rate, 0.0, 0.0, weight_decay)
 
 
 # optax.sgd, optax.sign_sgd, normalised gradient descent
@@ -109,7 +90,7 @@ def to_optax_sgd(settings: Settings) -> dict[str, Any]:
     """Arguments of `optax.sgd`."""
     kappa, rate, b1, b2, decay = settings
     plain, nesterov = _close(b1, b2), _close(b1, b2 * b2)
-    _require(
+    require(
         settings,
         kappa.name == "half_squared_l2" and decay == 0 and (plain or nesterov),
         "to_optax_sgd",
@@ -129,7 +110,7 @@ def from_optax_sign_sgd(learning_rate: Any) -> Settings:
 
 def to_optax_sign_sgd(settings: Settings) -> dict[str, Any]:
     """Arguments of `optax.sign_sgd`."""
-    _require(
+    require(
         settings,
         settings.kappa.name == "l1" and settings.b1 == 0 and settings.weight_decay == 0,
         "to_optax_sign_sgd",
@@ -189,7 +170,7 @@ def from_optax_muon(
 
 def to_optax_muon(settings: Settings) -> dict[str, Any]:
     """Arguments of `optax.contrib.muon` for settings without Nesterov (b1 = b2)."""
-    _require(
+    require(
         settings,
         settings.kappa.name == "muon" and not callable(settings.b1) and settings.b1 == settings.b2,
         "to_optax_muon",
@@ -223,7 +204,7 @@ def from_keller_muon(
 def to_keller_muon(settings: Settings) -> dict[str, Any]:
     """Arguments of Keller Jordan's Muon."""
     nesterov = _close(settings.b1, settings.b2**2)
-    _require(
+    require(
         settings,
         settings.kappa.name == "muon" and (nesterov or _close(settings.b1, settings.b2)),
         "to_keller_muon",
@@ -257,7 +238,7 @@ def from_scion(
 
 def to_scion(settings: Settings) -> dict[str, Any]:
     """Arguments of Scion (constrained)."""
-    _require(
+    require(
         settings,
         settings.b1 == settings.b2 and settings.weight_decay > 0,
         "to_scion",
@@ -270,12 +251,17 @@ def to_scion(settings: Settings) -> dict[str, Any]:
     }
 
 
-def from_frank_wolfe(step_size: float, kappa: Kappa, *, radius: float) -> Settings:
-    """Frank-Wolfe with step s on {|x|_dual <= radius}: b1 = 0, learning rate s radius."""
-    return from_scion(step_size, kappa, momentum=1.0, radius=radius)
+def from_frank_wolfe(
+    step_size: float, kappa: Kappa, *, radius: float, momentum: float = 1.0
+) -> Settings:
+    """Frank-Wolfe with step s on {|x|_dual <= radius}: b1 = 0, learning rate s radius.
+
+    Stochastic Frank-Wolfe averages gradients, d <- (1 - momentum) d + momentum g: b1 = b2.
+    """
+    return from_scion(step_size, kappa, momentum=momentum, radius=radius)
 
 
-# Two-step convention and the flow
+# Two-step convention
 
 
 def from_two_step(
@@ -287,40 +273,8 @@ def from_two_step(
 
 def to_two_step(settings: Settings) -> dict[str, Any]:
     """b_n and b_p of the two-step convention; needs b2 > 0."""
-    _require(settings, settings.b2 > 0, "to_two_step", "b2 > 0")
+    require(settings, settings.b2 > 0, "to_two_step", "b2 > 0")
     return {"b_n": settings.b1 / settings.b2, "b_p": settings.b2}
-
-
-def from_ode(kappa: Kappa, ode: Ode) -> Settings:
-    """The Euler scheme of the flow: b1 = 1 - eps gamma, b2 = 1 - step gamma; needs alpha = gamma.
-
-    For a kappa with a scale-free subgradient (all norms) alpha has no effect and is not checked.
-    """
-    if ode.alpha != ode.gamma and not kappa.is_support:
-        raise ValueError(
-            f"from_ode: alpha must equal gamma for {kappa!r}, got {ode.alpha} and {ode.gamma}; "
-            "rescale the kappa's argument by alpha / gamma instead."
-        )
-    return Settings(
-        kappa,
-        ode.step_size,
-        1.0 - ode.eps * ode.gamma,
-        1.0 - ode.step_size * ode.gamma,
-        ode.weight_decay,
-    )
-
-
-def to_ode(settings: Settings) -> Ode:
-    """gamma = alpha = (1 - b2) / lr, eps = lr (1 - b1) / (1 - b2); needs b2 < 1.
-
-    >>> to_ode(from_optax_lion(1e-4))
-    Ode(alpha=100.0..., gamma=100.0..., eps=0.0009..., weight_decay=0.001, step_size=0.0001)
-    """
-    _require(settings, settings.b2 < 1, "to_ode", "b2 < 1")
-    rate = settings.learning_rate
-    gamma = (1.0 - settings.b2) / rate
-    eps = rate * (1.0 - settings.b1) / (1.0 - settings.b2)
-    return Ode(gamma, gamma, eps, settings.weight_decay, rate)
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lion_lyapunov import convert, scion
+from lion_lyapunov import convert, flow, scion
 from lion_lyapunov import kappas as K
 
 # Compiled once and run briefly: optimising the code would take longer than it saves.
@@ -75,8 +75,18 @@ ROWS = {
     ),
     "sign_sgd": (convert.from_optax_sign_sgd(0.01), optax.sign_sgd(0.01)),
     "adamw_without_memory": (
-        convert.Settings(K.l1(), 0.01, 0.0, 0.0, 0.1),
+        convert.from_optax_adamw(0.01, 0.1),
         optax.adamw(0.01, b1=0.0, b2=0.0, eps=0.0, weight_decay=0.1),
+    ),
+    "refined": (
+        convert.from_optax_scale_by_lion(0.02, 0.9, 0.98, mode="refined"),
+        optax.chain(optax.scale_by_lion(0.9, 0.98, mode="refined"), optax.scale(-0.02)),
+    ),
+    "smooth": (
+        convert.from_optax_scale_by_lion(0.02, 0.9, 0.98, mode="smooth", smooth_beta=3.0),
+        optax.chain(
+            optax.scale_by_lion(0.9, 0.98, mode="smooth", smooth_beta=3.0), optax.scale(-0.02)
+        ),
     ),
     "signum": (
         convert.from_signum(0.01, 0.9),
@@ -153,6 +163,83 @@ def test_map_to_frank_wolfe():
 
     settings = convert.from_frank_wolfe(0.1, K.linf(), radius=2.0)
     np.testing.assert_allclose(path(settings.optimizer()), numpy_path(update), rtol=0, atol=1e-12)
+
+
+def test_map_to_stochastic_frank_wolfe_with_momentum():
+    def update(x, g, d):
+        d = 0.7 * d + 0.3 * g
+        return 0.9 * x - 0.1 * 2.0 * d / np.linalg.norm(d), d
+
+    settings = convert.from_frank_wolfe(0.1, K.l2(), radius=2.0, momentum=0.3)
+    np.testing.assert_allclose(path(settings.optimizer()), numpy_path(update), rtol=0, atol=1e-12)
+
+
+def test_map_to_dual_space_preconditioning():
+    def update(x, g, _):
+        return x - 0.05 * g / np.sqrt(g * g + 0.25), _
+
+    settings = convert.from_dual_preconditioning(0.05, K.relativistic(0.5))
+    np.testing.assert_allclose(path(settings.optimizer()), numpy_path(update), rtol=0, atol=1e-12)
+
+
+def test_map_to_mirror_descent_exchanges_objective_and_mirror_map():
+    # Exponentiated gradient on the simplex: phi(w) = sum sqrt(w^2 + 1/4) - 1/2, w = softmax(y).
+    settings = convert.from_mirror_descent(0.3, K.relativistic(0.5))
+    optimizer = settings.optimizer()
+    y = ours = np.random.default_rng(1).normal(size=12)
+    with jax.enable_x64(True):
+        ours = jnp.asarray(ours)
+        state = optimizer.init(ours)
+        for _ in range(STEPS):
+            updates, state = optimizer.update(jax.nn.softmax(ours), state, ours)
+            ours = ours + updates
+            w = np.exp(y) / np.exp(y).sum()
+            y = y - 0.3 * w / np.sqrt(w * w + 0.25)
+            np.testing.assert_allclose(ours, y, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="objective must be even"):
+        convert.from_mirror_descent(0.3, K.log_sum_exp(1.0))
+
+
+def fields(kappa, ode, x, m):
+    """x' and m' of the package at one point."""
+    with jax.enable_x64(True):
+        field = flow.vector_field(
+            kappa, lambda x: 0.5 * (x - GOAL) @ (HESSIAN @ (x - GOAL)), ode.weight_decay,
+            alpha=ode.alpha, gamma=ode.gamma, eps=ode.eps,
+        )  # fmt: skip
+        return [np.asarray(speed) for speed in field(jnp.asarray(x), jnp.asarray(m))]
+
+
+def test_map_to_hamiltonian_descent():
+    rng = np.random.default_rng(2)
+    ode = convert.hamiltonian_descent(gamma=0.7, weight_decay=0.2)
+    for _ in range(5):
+        x, p = rng.normal(size=(2, 12))
+        speeds = fields(K.relativistic(0.5), ode, x, p)
+        np.testing.assert_allclose(speeds[0], p / np.sqrt(p * p + 0.25) - 0.2 * x, 0, 1e-12)
+        np.testing.assert_allclose(speeds[1], -gradient(x) - 0.7 * p, 0, 1e-12)
+
+    # Without friction's scale the optimizer is its Euler scheme, and b1 = 1.
+    settings = convert.from_ode(
+        K.relativistic(0.5), convert.hamiltonian_descent(gamma=1.0, step_size=0.05)
+    )
+    assert settings.b1 == 1.0
+
+    def update(x, g, mu):
+        return x - 0.05 * mu / np.sqrt(mu * mu + 0.25), mu + 0.05 * (g - mu)
+
+    np.testing.assert_allclose(path(settings.optimizer()), numpy_path(update), rtol=0, atol=1e-12)
+
+
+def test_map_to_accelerated_mirror_descent():
+    rng = np.random.default_rng(3)
+    for time in (0.5, 2.0, 30.0):
+        kappa, ode = convert.accelerated_mirror_descent(K.log_sum_exp(1.0), time, r=3.0)
+        x, z = rng.normal(size=(2, 12))
+        speeds = fields(kappa, ode, x, z)
+        weights = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        np.testing.assert_allclose(speeds[0], 3.0 / time * (weights - x), 0, 1e-12)
+        np.testing.assert_allclose(speeds[1], -time / 3.0 * gradient(x), 0, 1e-12)
 
 
 def test_map_to_the_two_step_convention():
