@@ -6,6 +6,7 @@ from lion_lyapunov import distributed as distributed
 from lion_lyapunov import flow as flow
 from lion_lyapunov import kappas as kappas
 from lion_lyapunov import low_precision as low_precision
+from lion_lyapunov import orthogonal as orthogonal
 from lion_lyapunov._cautious import add_cautious_decayed_weights as add_cautious_decayed_weights
 from lion_lyapunov._cautious import cautious_lion_k as cautious_lion_k
 from lion_lyapunov._cautious import cautious_mask as cautious_mask

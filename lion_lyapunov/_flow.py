@@ -99,7 +99,8 @@ def solve(
       rtol, atol: of the adaptive solver.
       step_size: h of the implicit scheme; default duration / 20000.
       num_saves: number of saved times, equally spaced, both ends included.
-      event: stops where event(t, x, m) crosses 0.
+      event: stops where event(t, x, m) crosses 0, the last saved point: found by Newton's method
+        (adaptive) or by a line between the saved times around it (implicit).
       max_steps: of the adaptive solver.
     Returns:
       A `Flow`; `message` says which method ran and why.
@@ -235,9 +236,14 @@ def _implicit(kappa, loss_fn, params, momentum, duration, step_size, num_saves, 
         if bool(jnp.any(change)):
             last = int(jnp.argmax(change))
             a, b = values[last], values[last + 1]
-            event_time = float(times[last] + (times[last + 1] - times[last]) * a / (a - b))
-            ys = jax.tree.map(lambda leaf: leaf[: last + 2], ys)
-            times = times[: last + 2]
+            share = a / (a - b)
+            event_time = float(times[last] + (times[last + 1] - times[last]) * share)
+
+            def cut(leaf):
+                crossing = (1 - share) * leaf[last] + share * leaf[last + 1]
+                return jnp.concatenate([leaf[: last + 1], crossing[None]])
+
+            ys, times = jax.tree.map(cut, ys), cut(times)
 
     def evaluate(time):
         """Linear between saved times."""
@@ -249,7 +255,7 @@ def _implicit(kappa, loss_fn, params, momentum, duration, step_size, num_saves, 
         "times": times,
         "params": ys[0],
         "momentum": ys[1],
-        "num_steps": per_save * (times.size - 1),
+        "num_steps": per_save * (times.size - 1),  # up to the saved time after an event
         "event_time": event_time,
         "evaluate": evaluate,
         "ending": f"{per_save * (times.size - 1)} steps of {h:.3g}",

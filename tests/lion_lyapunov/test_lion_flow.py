@@ -191,7 +191,16 @@ def test_events_stop_both_methods_at_the_same_place():
         assert abs(found[0].params[-1, 0] + 1.0) <= 1e-7
     assert found[0].event_time is not None
     assert found[1].event_time == pytest.approx(found[0].event_time, abs=2e-2)
-    assert np.asarray(found[0].times)[-1] < 20.0
+    with jax.enable_x64(True):
+        for path in found:
+            assert np.asarray(path.times)[-1] == pytest.approx(path.event_time, rel=1e-6)
+            assert path.times[-1] < 20.0
+            # The path ends where the event is, to the accuracy of a line between two saved times.
+            assert float(path.params[-1, 0]) == pytest.approx(-1.0, abs=1e-3)
+            inside = path.evaluate(0.5 * path.event_time)[0]
+            after = int(np.searchsorted(path.times, 0.5 * path.event_time))
+            low, high = np.sort(np.asarray(path.params)[after - 1 : after + 1], axis=0)
+            assert np.all((low - 1e-9 <= inside) & (inside <= high + 1e-9))
 
 
 def test_bad_flows_are_refused():

@@ -90,6 +90,24 @@ def test_certificate_is_the_exact_range(schedule):
     assert bound.low >= y[x >= 0.01].min() - 1e-6
 
 
+def test_jordan_s_steps_are_those_of_optax():
+    z = jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32)
+    theirs = optax.contrib.muon(1.0, nesterov=False)
+    expected, _ = theirs.update({"w": z}, theirs.init({"w": z}), {"w": z})
+    ours = newton_schulz(z, schedule=JORDAN)
+    # optax divides by the Frobenius norm; the same singular values then take the same five steps.
+    values = np.linalg.svd(np.asarray(z, np.float64), compute_uv=False)
+    for out, scale, top in (
+        (expected["w"], np.linalg.norm(values), 1.0),
+        (ours, np.sum(values**4) ** 0.25, certified_range(JORDAN).high),
+    ):
+        y = values / scale
+        for _ in range(5):
+            y = 3.4445 * y - 4.7750 * y**3 + 2.0315 * y**5
+        got = np.linalg.svd(np.asarray(out, np.float64), compute_uv=False)
+        np.testing.assert_allclose(got, np.sort(y / top)[::-1], rtol=2e-3)
+
+
 def test_minimax_steps_do_better_than_equal_steps():
     best = certified_range(minimax_schedule(1e-3, num_steps=5), 1e-3)
     jordan = certified_range(JORDAN, 1e-3)
