@@ -35,7 +35,13 @@ def _direction(caller: str, params: PyTree, new_params: PyTree) -> list[Array]:
             f"{caller}: the parameters must have the structure they were expanded at, "
             f"{jax.tree.structure(params)}, got {jax.tree.structure(new_params)}."
         )
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(new_params))
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(new_params)))
+    for old, new in pairs:
+        if jnp.shape(old) != jnp.shape(new):
+            raise ValueError(
+                f"{caller}: an array of the parameters has shape {jnp.shape(new)}, but the "
+                f"expansion is about one of shape {jnp.shape(old)}; pass parameters of one network."
+            )
     return [
         (jnp.asarray(new) - old).astype(jnp.result_type(old)) for old, new in pairs if _is_live(old)
     ]

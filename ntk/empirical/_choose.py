@@ -17,15 +17,13 @@ Array = jax.Array
 
 # Structured derivatives contain Jacobian contraction as one of their orders and run convolutions'
 # weight gradients as matrix products; another method must promise a real gain to replace them.
-# Where nothing is structured, or a weight is shared over a scan, they have no such head start.
+# Where nothing is structured they have no such head start.
 HEAD_START = 1.5
 
 
 def _handicap(method: NtkImplementation, plan: Plan) -> float:
-    if method is NtkImplementation.STRUCTURED_DERIVATIVES:
-        return 1.0
-    ahead = plan.first and not any(use.loops for use in plan.first.values())
-    return HEAD_START if ahead else 1.0
+    structured = method is NtkImplementation.STRUCTURED_DERIVATIVES
+    return HEAD_START if plan.first and not structured else 1.0
 
 
 class Decision(NamedTuple):
@@ -84,7 +82,9 @@ def predict_costs(
     n2: int,
 ) -> dict[NtkImplementation, Cost]:
     """Predicted cost of each method for n1 and n2 examples (1 where the side is not mapped)."""
-    forward = [forward_cost(side.jaxpr(params).jaxpr) for side in (side1, side2)]
+    jaxprs = [side.jaxpr(params).jaxpr for side in (side1, side2)]
+    forward = [forward_cost(jaxpr) for jaxpr in jaxprs]
+    mapped = [forward_cost(jaxpr, own_filters=True) for jaxpr in jaxprs]
     distinct = 1 if side2 is side1 else 2
     counts = (n1, n2)
     sides = (side1, side2)
@@ -100,9 +100,17 @@ def predict_costs(
         for k in range(distinct):
             repeat = counts[k] * outs[k]
             back_cost = back_cost.then(forward[k].times(repeat))
-            # weight gradients cost as much again, and are written once per row
-            row_cost = row_cost.then(forward[k].times(2 * repeat))
-            row_cost = row_cost.then(Cost(traffic=repeat * weights))
+            # weight gradients cost as much again, and are written once per row, or added up in
+            # every iteration of a scan around the weight
+            row_cost = row_cost.then(forward[k].times(repeat)).then(mapped[k].times(repeat))
+            added = sum(
+                2
+                * params[leaf].size
+                * math.prod(length for length, sliced in use.loops if not sliced)
+                for leaf, use in (plan.first, plan.second)[k].items()
+                if use.loops
+            )
+            row_cost = row_cost.then(Cost(traffic=repeat * (weights + added)))
             memory_rows += ITEM * repeat * weights
             site_rows = sum(
                 math.prod(u.site.output_shape) * math.prod(t for t, _ in u.loops)
@@ -131,11 +139,13 @@ def predict_costs(
                     side1.mapped,
                     plan.first[leaf],
                     plan.second[leaf],
+                    same=side2 is side1,
                 )
             )
         pairs = n1 * n2 if layout.rows1[:1] != layout.rows2[:1] or not side1.mapped else n1
         columns = Cost(
-            2.0 * forward[0].flops * pairs * outs[1] + 2.0 * forward[1].flops * n2 * outs[1],
+            (forward[0].flops + mapped[0].flops) * pairs * outs[1]
+            + (forward[1].flops + mapped[1].flops) * n2 * outs[1],
             2.0 * forward[0].traffic * pairs * outs[1] + 3.0 * n2 * outs[1] * weights,
         )
         products = products.then(columns)

@@ -82,21 +82,76 @@ class Factor(NamedTuple):
     letters: Letters
 
 
-def multiply(a: Factor, b: Factor, keep: Sequence[str]) -> Factor:
-    """The product of two factors, summed over every letter that is not kept."""
-    names = {}
-    for letter in (*a.letters, *b.letters):
-        names.setdefault(letter, len(names))
-    letters = tuple(letter for letter in names if letter in set(keep))
-    result = jnp.einsum(
-        a.array,
-        [names[letter] for letter in a.letters],
-        b.array,
-        [names[letter] for letter in b.letters],
-        [names[letter] for letter in letters],
-        precision=jax.lax.Precision.HIGHEST,
+class Product(NamedTuple):
+    """How two factors are multiplied as a batch of matrices."""
+
+    shared: Letters  # of both and of the result: the batch
+    summed: Letters
+    rows: Letters  # of the first factor and the result
+    columns: Letters  # of the second
+
+    @property
+    def letters(self) -> Letters:
+        """Of the result, as it comes."""
+        return (*self.shared, *self.rows, *self.columns)
+
+
+def product(a: Letters, b: Letters, keep: Sequence[str]) -> Product:
+    """The roles of the letters in a product that is summed over every letter not kept."""
+    kept = set(keep)
+    return Product(
+        tuple(k for k in a if k in b and k in kept),
+        tuple(k for k in a if k in b and k not in kept),
+        tuple(k for k in a if k not in b and k in kept),
+        tuple(k for k in b if k not in a and k in kept),
     )
-    return Factor(result, letters)
+
+
+def matrix_order(
+    letters: Letters, sizes: Sequence[int], shared: Letters, summed: Letters
+) -> tuple[Letters, bool, bool]:
+    """The order in which a factor is a batch of matrices at the least cost.
+
+    Returns:
+      Letters as [shared, free, summed] or [shared, summed, free]; whether no entry moves; and, if
+      one does, whether neighbours stay neighbours.
+    """
+    size = dict(zip(letters, sizes))
+    free = tuple(k for k in letters if k not in shared and k not in summed)
+    orders = ((*shared, *free, *summed), (*shared, *summed, *free))
+    real = [k for k in letters if size[k] > 1]
+    for order in orders:
+        if [k for k in order if size[k] > 1] == real:
+            return order, True, True
+    for order in orders:
+        if [k for k in order if size[k] > 1][-1] == real[-1]:
+            return order, False, True
+    return orders[1], False, False
+
+
+def multiply(a: Factor, b: Factor, keep: Sequence[str]) -> Factor:
+    """The product of two factors, summed over every letter that is not kept.
+
+    A letter that is not kept must be in both.
+    """
+    roles = product(a.letters, b.letters, keep)
+    sizes = dict(zip(a.letters, a.array.shape)) | dict(zip(b.letters, b.array.shape))
+    count = math.prod(sizes[k] for k in roles.shared)
+    inner = math.prod(sizes[k] for k in roles.summed)
+    dtype = jnp.result_type(a.array, b.array)
+    matrices, axes = [], []
+    for factor in (a, b):
+        order, _, _ = matrix_order(factor.letters, factor.array.shape, roles.shared, roles.summed)
+        last = order[len(order) - len(roles.summed) :] == roles.summed
+        array = factor.array.astype(dtype)
+        matrix = jnp.transpose(array, [factor.letters.index(k) for k in order])
+        free = factor.array.size // max(count * inner, 1)
+        matrices.append(matrix.reshape((count, free, inner) if last else (count, inner, free)))
+        axes.append((2 if last else 1,))
+    result = jax.lax.dot_general(
+        *matrices, (tuple(axes), ((0,), (0,))), precision=jax.lax.Precision.HIGHEST
+    )
+    return Factor(result.reshape([sizes[k] for k in roles.letters]), roles.letters)
 
 
 def reduce(a: Factor, out: Letters) -> Array:

@@ -130,7 +130,8 @@ def empirical_ntk_vp_fn(
       params: where the kernel is taken.
       **apply_fn_kwargs: for `f`; a pair gives one value to each side.
     Returns:
-      A function from cotangents like `f(params, x2)` to the product, like `f(params, x1)`.
+      A function from cotangents like `f(params, x2)` to the product, like `f(params, x1)`; it
+      raises a ValueError for any other tree or shapes.
 
     >>> import jax.numpy as jnp
     >>> product = empirical_ntk_vp_fn(lambda w, x: x @ w, jnp.eye(2), None, jnp.ones((2, 1)))
@@ -157,7 +158,13 @@ def empirical_ntk_vp_fn(
     point = [jnp.asarray(leaves[k]) for k in live]
 
     def product(cotangents: PyTree) -> PyTree:
-        _, pull = jax.vjp(bind(inputs2, kwargs2), point)
+        outputs, pull = jax.vjp(bind(inputs2, kwargs2), point)
+        wanted, given = (jax.tree.map(jnp.shape, tree) for tree in (outputs, cotangents))
+        if wanted != given:
+            raise ValueError(
+                f"empirical_ntk_vp_fn: the vector must have the tree and shapes of f(params, x2), "
+                f"{wanted}, got {given}."
+            )
         return jax.jvp(bind(x1, kwargs1), (point,), pull(cotangents))[1]
 
     return product

@@ -144,7 +144,8 @@ def site_kernel(
         c_shape, a_shape = factor_shapes(use, cotangent.shape[: len(rows)], mapped)
         factors.append(Factor(cotangent.reshape(c_shape), c_names))
         factors.append(Factor(activation.reshape(a_shape), a_names))
-    order, _ = best_order([(f.letters, f.array.shape) for f in factors], layout.entries)
+    shapes = [(f.letters, f.array.shape) for f in factors]
+    order, _ = best_order(shapes, layout.entries, same=one[0] is two[0])
     return contract(factors, layout.entries, order)
 
 
@@ -194,7 +195,14 @@ def structured_kernels(
 
 
 def contraction_cost(
-    layout: Layout, shape1: Sequence[int], shape2: Sequence[int], mapped: bool, use1: Use, use2: Use
+    layout: Layout,
+    shape1: Sequence[int],
+    shape2: Sequence[int],
+    mapped: bool,
+    use1: Use,
+    use2: Use,
+    *,
+    same: bool,
 ) -> Cost:
     """Predicted cost of `site_kernel` for rows of the given shapes."""
     factors = []
@@ -205,4 +213,4 @@ def contraction_cost(
         c_names, a_names = names(use, rows, second, mapped)
         c_shape, a_shape = factor_shapes(use, shape, mapped)
         factors += [(c_names, c_shape), (a_names, a_shape)]
-    return best_order(factors, layout.entries)[1]
+    return best_order(factors, layout.entries, same=same)[1]

@@ -2,11 +2,16 @@
 
 import collections
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import ntk
 from ntk._batch_store import FolderStore
@@ -110,6 +115,50 @@ def test_a_killed_computation_goes_on(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "about.json").read_text())["blocks"] == [4, 4]
     with pytest.raises(ValueError, match="holds another kernel"):
         ntk.batch(counting, 4, 0, out=tmp_path)(X + 1, None)
+
+
+PROGRAM = """
+import sys, numpy as np, jax.numpy as jnp, ntk
+x = np.random.default_rng(0).normal(size=(700, 16)).astype(np.float32)
+dot = lambda a, b: jnp.exp(a @ (a if b is None else b).T / 16)
+ntk.batch(dot, 30, 0, out=sys.argv[1])(x, None)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_once_resumes_to_the_same_bits(tmp_path):
+    command = [sys.executable, "-c", PROGRAM]
+    subprocess.run([*command, tmp_path / "whole"], check=True)
+    process = subprocess.Popen([*command, tmp_path / "killed"])
+    while not (tmp_path / "killed" / "about.json").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    while np.load(tmp_path / "killed" / "done.npy").sum() < 20:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = np.load(tmp_path / "killed" / "done.npy")
+    assert 20 <= done.sum() < 300  # of 24 * 25 / 2 blocks
+    subprocess.run([*command, tmp_path / "killed"], check=True)
+    files = [(tmp_path / name / "kernel.npy").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_a_solver_factorizes_the_result_where_it_lies(tmp_path, where):
+    def dot(x1, x2):
+        return x1 @ (x1 if x2 is None else x2).T
+
+    kernel = ntk.batch(dot, 5, 0, False, out=tmp_path if where == "file" else None)(X, None)
+    np.einsum("ii->i", kernel)[:] += 40.0
+    factor, lower = scipy.linalg.cho_factor(
+        kernel.T, lower=True, overwrite_a=True, check_finite=False
+    )
+    assert np.shares_memory(factor, kernel)
+    found = scipy.linalg.cho_solve((factor, lower), np.ones(13, np.float32))
+    whole = X @ X.T + 40.0 * np.eye(13)
+    np.testing.assert_allclose(whole @ found, np.ones(13), rtol=1e-4)
 
 
 def test_progress_bar(capsys):

@@ -1,5 +1,7 @@
 """Empirical kernels by every method against dense Jacobians, on networks with explicit weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -355,12 +357,41 @@ def test_vector_products_match_the_kernel():
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * abs(expected).max())
 
 
+def test_vectors_of_another_shape_are_refused():
+    product = ntk.empirical_ntk_vp_fn(lambda w, x: x @ w, jnp.eye(2), None, jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"shapes of f\(params, x2\), \(2, 1\), got \(2,\)"):
+        product(jnp.ones(2))
+
+
 def test_integer_leaves_are_not_differentiated():
     params = {"w": jnp.ones((3, 2)), "steps": jnp.asarray(3)}
     found = ntk.empirical_ntk_fn(lambda p, x: x @ p["w"] * p["steps"])(
         jnp.ones((1, 3)), None, params
     )
     np.testing.assert_allclose(found, [[27.0]])
+
+
+@pytest.mark.parametrize("method", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_mixed_precision(method):
+    # bfloat16 products with float32 sums: cotangents and activations have different types
+    def f(params, x):
+        for w in params:
+            x = lax.dot(x, w.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+            x = jnp.tanh(x).astype(jnp.bfloat16)
+        return x.astype(jnp.float32)
+
+    params = [normal(k, 4, 4).astype(jnp.float32) for k in range(2)]
+    x = normal(5, 3, 4).astype(jnp.bfloat16)
+    found = ntk.empirical_ntk_fn(f, (), implementation=method)(x, None, params)
+
+    def wide(params, x):
+        for w in params:
+            x = jnp.tanh(x @ w)
+        return x
+
+    expected = dense_kernel(wide, params, x.astype(jnp.float32), x.astype(jnp.float32))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=0.05 * abs(expected).max())
 
 
 def test_large_mlp_stays_small():
@@ -371,7 +402,7 @@ def test_large_mlp_stays_small():
     ]
     x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
     kernel_fn = jax.jit(ntk.empirical_ntk_fn(mlp, ()), static_argnums=(1,))
-    memory = kernel_fn.lower(x, None, params).compile().memory_analysis()
+    memory: Any = kernel_fn.lower(x, None, params).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 20e6
 
 

@@ -100,6 +100,10 @@ def test_training_the_linear_model_follows_the_closed_form():
 def test_refusals():
     with pytest.raises(ValueError, match="degree must be an integer >= 0"):
         ntk.taylor_expand(mlp, (jnp.ones((2, 2)), jnp.ones((2, 1))), -1)
+    with pytest.raises(ValueError, match=r"shape \(3, 1\), but the expansion is about.*\(2, 1\)"):
+        ntk.linearize(mlp, (jnp.ones((2, 2)), jnp.ones((2, 1))))(
+            (jnp.ones((2, 2)), jnp.ones((3, 1))), jnp.ones((1, 2))
+        )
     with pytest.raises(ValueError, match="structure they were expanded at"):
         ntk.linearize(mlp, (jnp.ones((2, 2)), jnp.ones((2, 1))))(
             [jnp.ones((2, 2))], jnp.ones((1, 2))
