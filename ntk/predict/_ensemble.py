@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.predict._fit import Fit, check_regularizer, fit, solve
-from ntk.predict._frame import Frame, check_kernel, make_frame
+from ntk.predict._fit import Fit, check_regularizer, factorize, solve
+from ntk.predict._frame import Frame, check_finite, check_kernel, check_times, is_traced, make_frame
 from ntk.predict._gp import trained_covariance
 from ntk.predict._kernels import Gaussian, answer, as_get, entry, nonnegative_diagonal
 from ntk.predict._spectral import HIGHEST, decay, gain, quiet_null, scale_columns, scale_rows
@@ -45,29 +45,38 @@ def gradient_descent_mse_ensemble(
       the mean or a Gaussian, axes of t first; a tuple of them unless `get` is a string. x_test=None
       is the training set without noise. Kernels and factorizations are kept for further calls.
     Raises:
-      ValueError: shapes do not fit, or `get` names something else.
+      ValueError: shapes do not fit, `get` names something else, or a number is not finite.
     """
     check_regularizer(NAME, diag_reg)
     frame = make_frame(NAME, y_train, trace_axes)
     y_train = jnp.asarray(y_train)
+    check_finite(NAME, y_train=y_train, learning_rate=learning_rate)
     kernels: dict[str, Array] = {}
     fits: dict[tuple[str, str], Fit] = {}
 
     def train_kernel(name: str, wanted: tuple[str, ...]) -> Array:
-        missing = tuple(k for k in wanted if k not in kernels)
+        known = dict(kernels)
+        missing = tuple(k for k in wanted if k not in known)
         if missing:
             found = kernel_fn(x_train, None, missing, **kernel_fn_train_train_kwargs)
             for k in missing:
-                kernels[k] = entry(NAME, found, k)
-                check_kernel(NAME, f"kernel_fn(x_train, None).{k}", kernels[k], frame, square=True)
-        return kernels[name]
+                known[k] = entry(NAME, found, k)
+                label = f"kernel_fn(x_train, None).{k}"
+                check_kernel(NAME, label, known[k], frame, square=True)
+                check_finite(NAME, **{label: known[k]})
+            if not is_traced(known):
+                kernels.update(known)
+        return known[name]
 
     def fitted(name: str, method: str, wanted: tuple[str, ...]) -> Fit:
         if (name, method) not in fits:
             kernel = train_kernel(name, wanted)
-            fits[name, method] = _fit(
-                kernel, y_train, diag_reg, diag_reg_absolute_scale, frame.traced, method
+            state = factorize(
+                kernel, y_train, frame, diag_reg, diag_reg_absolute_scale, method=method
             )
+            if is_traced(state):
+                return state
+            fits[name, method] = state
         return fits[name, method]
 
     def predict_fn(
@@ -79,6 +88,7 @@ def gradient_descent_mse_ensemble(
     ) -> Any:
         """Mean, or mean and covariance, at time t."""
         names = as_get(NAME, get, ("nngp", "ntk"))
+        check_times(NAME, t)
         wanted = tuple(dict.fromkeys((*names, "nngp") if compute_cov else names))
         tau = None if t is None else jnp.asarray(t, y_train.dtype) * learning_rate / frame.size
         method = "cholesky" if t is None else "eigh"
@@ -103,13 +113,13 @@ def gradient_descent_mse_ensemble(
         found = {}
         for name in names:
             state = fitted(name, method, wanted)
-            check_kernel(
-                NAME, "kernel_fn(x_test, x_train)", entry(NAME, cross, name), frame, square=False
-            )
+            label, between = f"kernel_fn(x_test, x_train).{name}", entry(NAME, cross, name)
+            check_kernel(NAME, label, between, frame, square=False)
+            check_finite(NAME, **{label: between})
             found[name] = _on_test_set(
                 state,
                 tau,
-                entry(NAME, cross, name),
+                between,
                 entry(NAME, cross, "nngp") if compute_cov else None,
                 train_kernel("nngp", wanted) if compute_cov else None,
                 prior,
@@ -147,18 +157,6 @@ def _equal(a: Any, b: Any) -> bool:
         return bool(jnp.array_equal(a, b))
     except TypeError:
         return a == b
-
-
-@jax.jit(static_argnums=(3, 4, 5))
-def _fit(kernel, y_train, diag_reg, absolute, traced, method):
-    return fit(
-        kernel,
-        y_train,
-        diag_reg=diag_reg,
-        diag_reg_absolute_scale=absolute,
-        trace_axes=traced,
-        method=method,
-    )
 
 
 def _matmul(a: Array, b: Array) -> Array:

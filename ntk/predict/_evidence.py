@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.predict._fit import Fit, solve
+from ntk.predict._fit import Fit, half_solve, solve, upper_cholesky
 from ntk.predict._spectral import null_tolerance
 
 Array = jax.Array
@@ -20,7 +20,7 @@ class LeaveOneOut(NamedTuple):
 
 
 def _factor(state: Fit) -> Array:
-    return jnp.linalg.cholesky(state.kernel) if state.factor is None else state.factor
+    return upper_cholesky(state.kernel) if state.factor is None else state.factor
 
 
 def log_marginal_likelihood(state: Fit) -> Array:
@@ -34,7 +34,7 @@ def log_marginal_likelihood(state: Fit) -> Array:
     """
     count, columns = state.targets.shape
     factor = _factor(state)
-    half = jax.scipy.linalg.solve_triangular(factor, state.targets, lower=True)
+    half = half_solve(factor, state.targets)
     log_det = 2.0 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     value = -0.5 * (jnp.sum(half**2) + columns * (log_det + count * jnp.log(2.0 * jnp.pi)))
     return jnp.where(jnp.isfinite(value), value, -jnp.inf)

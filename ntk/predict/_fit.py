@@ -1,14 +1,22 @@
 """`fit` and `predict`: linear models trained by gradient flow on the squared loss, as functions."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ntk.predict._frame import Frame, check_kernel, make_frame
-from ntk.predict._spectral import HIGHEST, gain, quiet_null, scale_rows, spectral_apply
+from ntk.predict._frame import Frame, check_finite, check_kernel, check_starts, make_frame
+from ntk.predict._spectral import (
+    HIGHEST,
+    gain,
+    null_tolerance,
+    quiet_null,
+    scale_rows,
+    spectral_apply,
+)
 
 Array = jax.Array
 
@@ -22,10 +30,11 @@ class Fit:
     targets: Array  # [n, c]
     values: Array | None  # eigenvalues, ascending
     vectors: Array | None
-    factor: Array | None  # Cholesky factor, lower
+    factor: Array | None  # Cholesky factor, upper: factor.T @ factor is the kernel
     frame: Frame = dataclasses.field(metadata={"static": True})
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def regularize(kernel: Array, diag_reg: Any, absolute: bool) -> Array:
     """kernel + diag_reg I, or diag_reg times the mean of the diagonal."""
     scale = diag_reg if absolute else diag_reg * jnp.trace(kernel) / kernel.shape[0]
@@ -60,7 +69,7 @@ def fit(
     Returns:
       A pytree for `predict`; a pure function, so it jits, maps and differentiates.
     Raises:
-      ValueError: the shapes do not fit, or an option is not one of these.
+      ValueError: the shapes do not fit, an option is not one of these, or a number is not finite.
     """
     if method not in ("eigh", "cholesky"):
         raise ValueError(f"fit: method must be 'eigh' or 'cholesky', got {method!r}.")
@@ -68,12 +77,47 @@ def fit(
     frame = make_frame("fit", y_train, trace_axes)
     k_train_train, y_train = jnp.asarray(k_train_train), jnp.asarray(y_train)
     check_kernel("fit", "k_train_train", k_train_train, frame, square=True)
-    kernel = regularize(frame.matrix(k_train_train), diag_reg, diag_reg_absolute_scale)
+    check_finite("fit", k_train_train=k_train_train, y_train=y_train)
+    return factorize(
+        k_train_train, y_train, frame, diag_reg, diag_reg_absolute_scale, method=method
+    )
+
+
+def factorize(
+    k_train_train: Array,
+    y_train: Array,
+    frame: Frame,
+    diag_reg: Any,
+    diag_reg_absolute_scale: bool,
+    *,
+    method: str,
+) -> Fit:
+    """`fit` for arguments that were checked."""
+    kernel = frame.matrix(k_train_train)
+    if not (isinstance(diag_reg, int | float) and diag_reg == 0):  # else without a copy
+        kernel = regularize(kernel, diag_reg, diag_reg_absolute_scale)
     targets = frame.columns(y_train)
     if method == "cholesky":
-        return Fit(kernel, targets, None, None, jnp.linalg.cholesky(kernel), frame)
+        return Fit(kernel, targets, None, None, upper_cholesky(kernel), frame)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(kernel))
     return Fit(kernel, targets, values, vectors, None, frame)
+
+
+@jax.jit
+def upper_cholesky(kernel: Array) -> Array:
+    """U with U.T @ U = kernel.
+
+    LAPACK keeps matrices by columns and JAX by rows, so that U.T is at hand without a copy, and
+    solving with it needs none either.
+    """
+    return jnp.linalg.cholesky(kernel).T
+
+
+def half_solve(factor: Array, right: Array, *, transposed: bool = False) -> Array:
+    """factor.T^-1 right, or factor^-1 right, for an upper Cholesky factor."""
+    return jax.lax.linalg.triangular_solve(
+        factor.T, right, left_side=True, lower=True, transpose_a=transposed
+    )
 
 
 def is_singular(factor: Array) -> Array:
@@ -91,7 +135,7 @@ def solve(state: Fit, right: Array) -> Array:
     factor = state.factor
 
     def by_cholesky(right: Array) -> Array:
-        return jax.scipy.linalg.cho_solve((factor, True), right)
+        return half_solve(factor, half_solve(factor, right), transposed=True)
 
     def by_eigenvectors(right: Array) -> Array:
         values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(state.kernel))
@@ -125,17 +169,18 @@ def predict(
       Training outputs, or test outputs, or both as a pair, by which of the two is not None; the
       axes of t come first.
     Raises:
-      ValueError: test outputs are asked for without `k_test_train`, or shapes do not fit.
+      ValueError: no outputs are asked for, test outputs without `k_test_train`, shapes do not fit,
+        or a number is not finite (times may be infinite).
     """
     frame = state.frame
+    check_starts("predict", fx_train_0, fx_test_0)
     if fx_test_0 is not None and k_test_train is None:
         raise ValueError("predict: pass k_test_train for predictions on test inputs.")
+    check_finite("predict", fx_train_0=fx_train_0, fx_test_0=fx_test_0, k_test_train=k_test_train)
     if state.values is None and t is not None:
         raise ValueError("predict: a finite t needs a fit with method='eigh'.")
     dtype = state.targets.dtype
-    start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, dtype)
-    start = frame.columns(jnp.broadcast_to(start, frame.shape))
-    gap = state.targets - start
+    gap = first_gap(state, fx_train_0)
     tau = None if t is None else jnp.asarray(t, dtype) * learning_rate / frame.size
     results = []
     if fx_train_0 is not None:
@@ -143,12 +188,22 @@ def predict(
     if fx_test_0 is not None:
         check_kernel("predict", "k_test_train", k_test_train, frame, square=False)
         k_test_train = jnp.asarray(k_test_train)
-        rows = k_test_train.shape[0::2]
-        first = jnp.broadcast_to(jnp.asarray(fx_test_0, dtype), frame.shape_for(rows))
         moved = test_shift(state, tau, frame.matrix(k_test_train), gap)
-        start = jnp.broadcast_to(frame.columns(first), moved.shape)
-        results.append(frame.outputs(start + moved, rows))
+        rows = k_test_train.shape[0::2]
+        results.append(moved_outputs(frame, rows, jnp.asarray(fx_test_0, dtype), moved))
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def first_gap(state: Fit, fx_train_0: Any) -> Array:
+    """Targets minus outputs at t = 0, [n, c]; None is 0."""
+    start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, state.targets.dtype)
+    return state.targets - state.frame.columns(jnp.broadcast_to(start, state.frame.shape))
+
+
+def moved_outputs(frame: Frame, rows: Sequence[int], start: Array, moved: Array) -> Array:
+    """start + moved as outputs, for moved [..., rows, columns]."""
+    first = frame.columns(jnp.broadcast_to(start, frame.shape_for(rows)))
+    return frame.outputs(jnp.broadcast_to(first, moved.shape) + moved, rows)
 
 
 def _train(state: Fit, tau: Array | None, gap: Array) -> Array:
@@ -169,9 +224,17 @@ def test_shift(state: Fit, tau: Array | None, cross: Array, gap: Array) -> Array
 
 @jax.custom_jvp
 def _cross_apply(cross, kernel, values, vectors, gap, tau):
-    modes = quiet_null(jnp.matmul(cross, vectors, precision=HIGHEST), values)
-    scaled = scale_rows(gain(values, tau), jnp.matmul(vectors.T, gap, precision=HIGHEST))
-    return jnp.matmul(modes, scaled, precision=HIGHEST)
+    matmul = functools.partial(jnp.matmul, precision=HIGHEST)
+    scaled = scale_rows(gain(values, tau), matmul(vectors.T, gap))
+
+    def by_modes() -> Array:
+        return matmul(quiet_null(matmul(cross, vectors), values), scaled)
+
+    if scaled.size >= cross.size:
+        return by_modes()
+    # Fewer columns than test rows: without null directions they are better multiplied first.
+    singular = jnp.any(values <= null_tolerance(values))
+    return jax.lax.cond(singular, by_modes, lambda: matmul(cross, matmul(vectors, scaled)))
 
 
 @_cross_apply.defjvp

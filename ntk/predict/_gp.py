@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.predict._fit import Fit, check_regularizer, fit, solve
-from ntk.predict._frame import check_kernel, make_frame
+from ntk.predict._fit import Fit, check_regularizer, factorize, solve
+from ntk.predict._frame import Frame, check_finite, check_kernel, is_traced, make_frame
 from ntk.predict._kernels import Gaussian, answer, as_get, entry, nonnegative_diagonal
 from ntk.predict._spectral import HIGHEST
 
@@ -30,6 +30,7 @@ def posterior(state: Fit, k_test_train: Array, k_test_test: Array | None = None)
     """
     frame = state.frame
     check_kernel("posterior", "k_test_train", k_test_train, frame, square=False)
+    check_finite("posterior", k_test_train=k_test_train, k_test_test=k_test_test)
     k_test_train = jnp.asarray(k_test_train)
     rows = k_test_train.shape[0::2]
     cross = frame.matrix(k_test_train)
@@ -85,21 +86,36 @@ def gp_inference(
       its mean. A string `get` gives one answer, a tuple (or None, for nngp and ntk) one of each.
       Factorizations are kept for further calls.
     Raises:
-      ValueError: shapes do not fit, or a kernel that is needed is missing.
+      ValueError: shapes do not fit, a kernel that is needed is missing, or a number is not finite.
     """
     check_regularizer(NAME, diag_reg)
     frame = make_frame(NAME, y_train, trace_axes)
     y_train = jnp.asarray(y_train)
+    check_finite(NAME, y_train=y_train)
     fits: dict[str, Fit] = {}
+    solved: dict[str, Array] = {}  # kernel^-1 targets
 
     def fitted(name: str) -> Fit:
         if name not in fits:
             kernel = entry(NAME, k_train_train, name)
             check_kernel(NAME, "k_train_train", kernel, frame, square=True)
-            fits[name] = _fit_by_cholesky(
-                kernel, y_train, diag_reg, diag_reg_absolute_scale, frame.traced
+            check_finite(NAME, k_train_train=kernel)
+            state = factorize(
+                kernel, y_train, frame, diag_reg, diag_reg_absolute_scale, method="cholesky"
             )
+            if is_traced(state):
+                return state
+            fits[name] = state
         return fits[name]
+
+    def weights(name: str) -> Array:
+        if name not in solved:
+            state = fitted(name)
+            found = _solve(state, state.targets)
+            if is_traced(found):
+                return found
+            solved[name] = found
+        return solved[name]
 
     def predict_fn(get: Any = None, k_test_train: Any = None, k_test_test: Any = None) -> Any:
         """The distribution of the outputs on the test set."""
@@ -114,36 +130,33 @@ def gp_inference(
                 continue
             cross = entry(NAME, k_test_train, kernel)
             check_kernel(NAME, "k_test_train", cross, frame, square=False)
+            check_finite(NAME, k_test_train=cross)
             if not with_covariance:
-                found[name] = _posterior(fitted(kernel), cross)
+                found[name] = _mean(cross, weights(kernel), frame)
             elif name == "ntk":
-                found[name] = _trained(
-                    fitted("ntk"),
-                    cross,
-                    entry(NAME, k_test_train, "nngp"),
-                    entry(NAME, k_train_train, "nngp"),
-                    entry(NAME, k_test_test, "nngp"),
-                )
+                nngp = {
+                    "k_test_train": entry(NAME, k_test_train, "nngp"),
+                    "k_train_train": entry(NAME, k_train_train, "nngp"),
+                    "k_test_test": entry(NAME, k_test_test, "nngp"),
+                }
+                check_finite(NAME, **nngp)
+                found[name] = _trained(fitted("ntk"), cross, *nngp.values())
             else:
-                found[name] = _posterior(fitted(kernel), cross, entry(NAME, k_test_test, kernel))
+                prior = entry(NAME, k_test_test, kernel)
+                check_finite(NAME, k_test_test=prior)
+                found[name] = _posterior(fitted(kernel), cross, prior)
         return answer(get, found)
 
     return predict_fn
 
 
 _posterior = jax.jit(posterior)
+_solve = jax.jit(solve)
 
 
-@jax.jit(static_argnums=(3, 4))
-def _fit_by_cholesky(kernel, y_train, diag_reg, absolute, traced):
-    return fit(
-        kernel,
-        y_train,
-        diag_reg=diag_reg,
-        diag_reg_absolute_scale=absolute,
-        trace_axes=traced,
-        method="cholesky",
-    )
+@jax.jit(static_argnums=2)
+def _mean(cross: Array, weights: Array, frame: Frame) -> Array:
+    return frame.outputs(_matmul(frame.matrix(cross), weights), cross.shape[0::2])
 
 
 @jax.jit

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk.predict._frame import check_finite
+
 Array = jax.Array
 NAME = "max_learning_rate"
 DENSE = 64  # up to this size the whole spectrum costs less than the iteration
@@ -29,7 +31,7 @@ def max_learning_rate(
     Returns:
       A scalar.
     Raises:
-      ValueError: the kernel is not square.
+      ValueError: the kernel is not square, or an entry is not finite.
 
     >>> import jax.numpy as jnp
     >>> print(max_learning_rate(jnp.diag(jnp.array([1.0, 4.0]))))
@@ -41,6 +43,7 @@ def max_learning_rate(
             f"{NAME}: ntk_train_train must have pairs of equal axes, (n, n) or (n, n, o, o), "
             f"got shape {kernel.shape}."
         )
+    check_finite(NAME, ntk_train_train=kernel)
     ndim = kernel.ndim // 2
     order = [2 * k for k in range(ndim)] + [2 * k + 1 for k in range(ndim)]
     rows = int(np.prod(kernel.shape[0::2]))

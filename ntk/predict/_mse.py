@@ -5,10 +5,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from ntk.predict._fit import Fit, check_regularizer, fit, predict
-from ntk.predict._frame import check_kernel, make_frame
+from ntk.predict._fit import (
+    Fit,
+    check_regularizer,
+    factorize,
+    first_gap,
+    moved_outputs,
+    predict,
+    solve,
+)
+from ntk.predict._frame import (
+    Frame,
+    check_finite,
+    check_kernel,
+    check_starts,
+    check_times,
+    is_traced,
+    make_frame,
+)
+from ntk.predict._spectral import HIGHEST
 
 Array = jax.Array
 NAME = "gradient_descent_mse"
@@ -38,7 +56,8 @@ def gradient_descent_mse(
       `predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None)`; see
       `ntk.predict.predict`, which is this without the memory of earlier factorizations.
     Raises:
-      ValueError: shapes do not fit, or `diag_reg` is negative.
+      ValueError: shapes do not fit, `diag_reg` is negative, or a number is not finite (times may be
+        infinite).
 
     >>> import jax.numpy as jnp
     >>> predict_fn = gradient_descent_mse(jnp.eye(2), jnp.array([[1.0], [2.0]]))
@@ -50,17 +69,33 @@ def gradient_descent_mse(
     frame = make_frame(NAME, y_train, trace_axes)
     check_kernel(NAME, "k_train_train", k_train_train, frame, square=True)
     k_train_train, y_train = jnp.asarray(k_train_train), jnp.asarray(y_train)
+    check_finite(NAME, k_train_train=k_train_train, y_train=y_train, learning_rate=learning_rate)
     fits: dict[str, Fit] = {}
+    solved: dict[bytes, Array] = {}  # kernel^-1 (targets - start) of the latest start
 
     def fitted(method: str) -> Fit:
         if method not in fits:
-            state = _fit(
-                k_train_train, y_train, diag_reg, diag_reg_absolute_scale, frame.traced, method
+            state = factorize(
+                k_train_train, y_train, frame, diag_reg, diag_reg_absolute_scale, method=method
             )
-            if isinstance(state.kernel, Tracer):
+            if is_traced(state):
                 return state
             fits[method] = state
         return fits[method]
+
+    def weights(fx_train_0: Any) -> Array:
+        state = fitted("cholesky")
+        if isinstance(fx_train_0, Tracer):
+            return _weights(state, fx_train_0)
+        start = np.asarray(0.0 if fx_train_0 is None else fx_train_0)
+        key = f"{start.shape}{start.dtype}".encode() + start.tobytes()
+        if key not in solved:
+            found = _weights(state, fx_train_0)
+            if is_traced(found):
+                return found
+            solved.clear()
+            solved[key] = found
+        return solved[key]
 
     def predict_fn(
         t: Any = None,
@@ -69,33 +104,34 @@ def gradient_descent_mse(
         k_test_train: Array | None = None,
     ) -> Any:
         """Outputs at time t; see `ntk.predict.predict`."""
+        check_starts(NAME, fx_train_0, fx_test_0)
         if fx_test_0 is not None:
             if k_test_train is None:
                 raise ValueError(f"{NAME}: pass k_test_train for predictions on test inputs.")
             check_kernel(NAME, "k_test_train", k_test_train, frame, square=False)
-        needs_factor = t is not None or fx_test_0 is not None
-        method = "cholesky" if t is None else "eigh"
-        state = fitted(method) if needs_factor else _targets_only(y_train, frame)
-        return _predict(state, t, fx_train_0, fx_test_0, k_test_train, learning_rate)
+        check_finite(NAME, fx_train_0=fx_train_0, fx_test_0=fx_test_0, k_test_train=k_test_train)
+        check_times(NAME, t)
+        if t is not None:
+            return _predict(fitted("eigh"), t, fx_train_0, fx_test_0, k_test_train, learning_rate)
+        if fx_test_0 is None:
+            return y_train
+        test = _at_infinity(k_test_train, weights(fx_train_0), fx_test_0, frame)
+        return test if fx_train_0 is None else (y_train, test)
 
     return predict_fn
 
 
-def _targets_only(y_train: Array, frame: Any) -> Fit:
-    empty = jnp.zeros((0, 0), y_train.dtype)
-    return Fit(empty, frame.columns(y_train), None, None, None, frame)
+@jax.jit
+def _weights(state: Fit, fx_train_0: Any) -> Array:
+    return solve(state, first_gap(state, fx_train_0))
 
 
-@jax.jit(static_argnums=(3, 4, 5))
-def _fit(kernel, y_train, diag_reg, absolute, traced, method):
-    return fit(
-        kernel,
-        y_train,
-        diag_reg=diag_reg,
-        diag_reg_absolute_scale=absolute,
-        trace_axes=traced,
-        method=method,
-    )
+@jax.jit(static_argnums=3)
+def _at_infinity(k_test_train: Array, weights: Array, fx_test_0: Any, frame: Frame) -> Array:
+    k_test_train = jnp.asarray(k_test_train)
+    moved = jnp.matmul(frame.matrix(k_test_train), weights, precision=HIGHEST)
+    start = jnp.asarray(fx_test_0, weights.dtype)
+    return moved_outputs(frame, k_test_train.shape[0::2], start, moved)
 
 
 @jax.jit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ntk.predict._frame import check_kernel, make_frame
+from ntk.predict._frame import check_finite, check_kernel, check_starts, make_frame
 
 Array = jax.Array
 NAME = "gradient_descent"
@@ -63,7 +63,7 @@ def gradient_descent(
       number or an array of any shape and order; None goes on until nothing moves any more. Given
       an ODEState it returns one, from which a later call can go on.
     Raises:
-      ValueError: shapes do not fit, or an option is out of range.
+      ValueError: shapes do not fit, an option is out of range, or a number is not finite.
       RuntimeError: the solver did not finish within `max_steps` (raised outside of jit).
     """
     if momentum is not None and isinstance(momentum, int | float) and not 0.0 <= momentum < 1.0:
@@ -74,6 +74,7 @@ def gradient_descent(
     frame = make_frame(NAME, y_train, trace_axes)
     check_kernel(NAME, "k_train_train", k_train_train, frame, square=True)
     y_train = jnp.asarray(y_train)
+    check_finite(NAME, k_train_train=k_train_train, y_train=y_train, learning_rate=learning_rate)
     dtype = jnp.result_type(y_train, jnp.asarray(k_train_train))
     y_train = y_train.astype(dtype) if jnp.issubdtype(y_train.dtype, jnp.inexact) else y_train
     kernel = frame.matrix(jnp.asarray(k_train_train, dtype))
@@ -144,6 +145,9 @@ def gradient_descent(
         if given and fx_test_0 is not None:
             raise ValueError(f"{NAME}: pass the test outputs in the ODEState, not in fx_test_0.")
         first = fx_train_or_state_0 if given else ODEState(fx_train_or_state_0, fx_test_0)
+        check_starts(NAME, first.fx_train, first.fx_test)
+        named = ("fx_train_or_state_0", "fx_test_0", "qx_train", "qx_test")
+        check_finite(NAME, k_test_train=k_test_train, **dict(zip(named, _fields(first))))
         state, cross = start(first, k_test_train)
         if t is None:
             final, done = forever(state, kernel, cross, y_train)
@@ -169,6 +173,10 @@ def gradient_descent(
         return found[0] if len(found) == 1 else tuple(found)
 
     return predict_fn
+
+
+def _fields(state: ODEState) -> tuple[Any, Any, Any, Any]:
+    return state.fx_train, state.fx_test, state.qx_train, state.qx_test
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,5 +1,7 @@
 """Prediction against dense matrix functions, independent integrators and naive loops."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,16 @@ def test_squared_loss_matches_matrix_functions_also_for_singular_kernels(rank):
         compiled = jax.jit(predict.predict)
         train, test = compiled(state, times, f0, f1, td, learning_rate=rate)
         last_train, last_test = compiled(state, None, f0, f1, td)
+        many = [
+            compiled(state, t, None, 0.0, np.tile(td, (8, 1)), learning_rate=rate) for t in times
+        ]
     for k, t in enumerate(times):
         tau = rate * t / y.size
         expected = y + scipy.linalg.expm(-dd * tau) @ (f0 - y)
         np.testing.assert_allclose(train[k], expected, atol=1e-11)
         np.testing.assert_allclose(test[k], f1 + td @ integral(dd, tau) @ (y - f0), atol=1e-11)
+        # more test inputs than targets: the product is taken in another order
+        np.testing.assert_allclose(many[k][-4:], td @ integral(dd, tau) @ y, atol=1e-11)
     np.testing.assert_array_equal(last_train, y)
     pseudo = f1 + td @ np.linalg.pinv(dd, rcond=1e-12) @ (y - f0)
     np.testing.assert_allclose(last_test, pseudo, atol=1e-10)
@@ -221,7 +228,7 @@ def test_evidence_and_its_gradient():
 
     with jax.enable_x64(True):
         noisy = np.asarray(kernel(1.3)) + 0.3 * np.eye(7)
-        expected = scipy.stats.multivariate_normal(np.zeros(7), noisy).logpdf(y.T).sum()
+        expected = scipy.stats.multivariate_normal.logpdf(y.T, np.zeros(7), noisy).sum()
         compiled = jax.jit(evidence, static_argnums=1)
         for method in ("cholesky", "eigh"):
             np.testing.assert_allclose(compiled(1.3, method), expected, rtol=1e-12)
@@ -243,7 +250,7 @@ def test_leave_one_out_matches_refits():
         variance = dd[k, k] - dd[k, rest] @ inverse @ dd[rest, k]
         np.testing.assert_allclose(found.mean[k], mean, atol=1e-12)
         np.testing.assert_allclose(found.variance[k], variance, atol=1e-12)
-        density += scipy.stats.norm(mean, variance**0.5).logpdf(y[k]).sum()
+        density += scipy.stats.norm.logpdf(y[k], mean, variance**0.5).sum()
     np.testing.assert_allclose(found.log_likelihood, density, rtol=1e-12)
 
 
@@ -276,12 +283,88 @@ def test_float32_stays_float32():
     assert all(out.dtype == jnp.float32 for out in outs)
 
 
+def test_a_later_call_sees_its_own_start():
+    # What was solved for one start is kept; another start, also one written in place, is not it.
+    dd, td, _ = joint(28, 6, 3)
+    y, f0, f1 = normal(29, 6, 2), normal(30, 6, 2), normal(31, 3, 2)
+    with jax.enable_x64(True):
+        predict_fn = predict.gradient_descent_mse(dd, y)
+        for start in (f0, f0, 0.0, 0.5, None, f0):
+            gap = y - (0.0 if start is None else start)
+            found = predict_fn(None, start, f1, td)
+            found = found if start is None else found[1]
+            np.testing.assert_allclose(found, f1 + td @ np.linalg.solve(dd, gap), atol=1e-11)
+            f0 += 0.25  # in place
+
+
+def test_what_was_traced_is_not_kept():
+    dd, td, tt = joint(32, 6, 3)
+    y = normal(33, 6, 2)
+    with jax.enable_x64(True):
+        plain = predict.gradient_descent_mse(dd, y)
+        process = predict.gp_inference(dd, y)
+        for t in (None, 2.0):
+            inside = jax.jit(lambda f1, t=t: plain(t, 0.0, f1, td))(jnp.zeros((3, 2)))
+            outside = plain(t, 0.0, 0.0, td)
+            np.testing.assert_allclose(inside[1], outside[1], atol=1e-12)
+        points = np.linspace(-1, 1, 6)[:, None]
+
+        def kernel_fn(a, b, get):
+            gap = a - (a if b is None else b).T
+            return collections.namedtuple("Pair", get)(*(jnp.exp(-(gap**2)) for _ in get))
+
+        ensemble = predict.gradient_descent_mse_ensemble(kernel_fn, points, y, diag_reg=0.1)
+        inside = jax.jit(lambda x: ensemble(None, x, "ntk"))(points[:3])
+        np.testing.assert_allclose(inside, ensemble(None, points[:3], "ntk"), atol=1e-12)
+        for prior in (None, tt):
+            inside = jax.jit(lambda k, p=prior: process("nngp", k, p))(jnp.asarray(td))
+            outside = process("nngp", td, prior)
+            for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside)):
+                np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+BAD = np.array([[1.0, 0.0, np.nan], [0.0, 1.0, 0.0], [np.nan, 0.0, np.inf]])
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda k, y: predict.fit(BAD, y), "k_train_train must be finite, but 3 of its 9"),
+        (lambda k, y: predict.fit(k, y * np.inf), "y_train"),
+        (lambda k, y: predict.gradient_descent_mse(BAD, y), r"k_train_train.*index \(0, 2\)"),
+        (lambda k, y: predict.gradient_descent_mse(k, y * np.nan), "y_train"),
+        (lambda k, y: predict.gradient_descent_mse(k, y, np.nan), "learning_rate"),
+        (lambda k, y: predict.gradient_descent_mse(k, y)(np.nan), "t must not be NaN"),
+        (lambda k, y: predict.gradient_descent_mse(k, y)(1.0, 0.0, 0.0, BAD), "k_test_train"),
+        (lambda k, y: predict.gradient_descent_mse(k, y)(1.0, y * np.nan), "fx_train_0"),
+        (lambda k, y: predict.gradient_descent(jnp.sum, BAD, y), "k_train_train"),
+        (lambda k, y: predict.gradient_descent(jnp.sum, k, y)(1.0, np.inf), "fx_train_or_state_0"),
+        (lambda k, y: predict.gp_inference(BAD, y)("nngp", k), "k_train_train"),
+        (lambda k, y: predict.gp_inference(k, y)("nngp", BAD), "k_test_train"),
+        (lambda k, y: predict.gp_inference(k, y)("nngp", k, BAD), "k_test_test"),
+        (lambda k, y: predict.posterior(predict.fit(k, y), k, BAD), "k_test_test"),
+        (lambda k, y: predict.max_learning_rate(BAD), "ntk_train_train"),
+        (
+            lambda k, y: predict.gradient_descent_mse_ensemble(
+                lambda a, b, get: dict.fromkeys(get, BAD), np.eye(3), y
+            )(1.0, None, "ntk"),
+            r"kernel_fn\(x_train, None\).ntk",
+        ),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(call, name):
+    with pytest.raises(ValueError, match=name):
+        call(np.eye(3), np.ones((3, 2)))
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
         (lambda k, y: predict.gradient_descent_mse(k, y, trace_axes=()), "Check trace_axes"),
         (lambda k, y: predict.gradient_descent_mse(k, y, diag_reg=-1.0), "diag_reg"),
         (lambda k, y: predict.gradient_descent_mse(k, y)(1.0, 0.0, 0.0), "k_test_train"),
+        (lambda k, y: predict.gradient_descent_mse(k, y)(None, None), "both None"),
+        (lambda k, y: predict.gradient_descent(jnp.sum, k, y)(1.0, None), "both None"),
         (lambda k, y: predict.fit(k, y, method="qr"), "'eigh' or 'cholesky'"),
         (lambda k, y: predict.predict(predict.fit(k, y, method="cholesky"), 1.0), "eigh"),
         (lambda k, y: predict.gp_inference(k, y)("mean"), "nngp, ntk, ntkgp"),
