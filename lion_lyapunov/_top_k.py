@@ -34,8 +34,9 @@ def top_k(k: int, name: str | None = None) -> Kappa:
         wide = working(z)
         if wide.size == 0:
             return jnp.zeros((), wide.dtype)
-        size, threshold, above, _, left = parts(wide)
-        return jnp.sum(jnp.where(above, size, 0.0)) + left.astype(wide.dtype) * threshold
+        size, threshold, _, _, left = parts(wide)
+        above = jnp.where(size <= threshold, 0.0, size)  # a NaN stays
+        return jnp.sum(above) + left.astype(wide.dtype) * threshold
 
     def subgradient(z):
         z = jnp.asarray(z)

@@ -1,0 +1,224 @@
+"""What every kappa does with zeros, ties, NaN, scalars and nothing, and states that are saved."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from lion_lyapunov import analysis, lion_k, low_precision
+from lion_lyapunov import kappas as K
+
+# Compiled once and run briefly: optimising the code would take longer than it saves.
+jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
+ENTRYWISE = {
+    "l1": K.l1(),
+    "trimmed_l1": K.trimmed_l1(0.3),
+    "huber": K.huber(0.5),
+    "relativistic": K.relativistic(0.4),
+    "log_cosh": K.log_cosh(2.0),
+    "arctan": K.arctan(1.5),
+    "half_squared_l2": K.half_squared_l2(),
+    "power": K.power(1.5),
+    "moreau_huber": K.moreau(K.huber(0.5), 0.5),
+}
+VECTORS = {
+    "l2": K.l2(),
+    "lp_1.2": K.lp(1.2),
+    "lp_3": K.lp(3.0),
+    "linf": K.linf(),
+    "top_k": K.top_k(2),
+    "group_l2": K.group_l2(2),
+    "half_squared": K.half_squared(K.l2()),
+    "scaled": K.scaled(K.l2(), 2.0),
+    "moreau_l2": K.moreau(K.l2(), 0.5),
+    "ball_oracle": K.from_lmo(lambda z: -z / jnp.linalg.norm(z), is_even=True),
+}
+MATRICES = {
+    "nuclear": K.nuclear(),
+    "nuclear_svd": K.nuclear("svd"),
+    "newton_schulz": K.nuclear("newton_schulz"),
+    "operator_norm": K.operator_norm(),
+    "frobenius": K.frobenius(),
+    "schatten": K.schatten(1.5),
+    "ky_fan": K.ky_fan(1),
+    "spectral_huber": K.spectral(K.huber(0.5)),
+    "row_l2": K.row_l2(),
+    "col_l2": K.col_l2(),
+}
+EVEN = {**ENTRYWISE, **VECTORS, **MATRICES}
+# Singular vectors of zero and NaN matrices take the longest to compile.
+SLOW = set(MATRICES) - {"nuclear", "row_l2", "frobenius"} | {"relativistic", "arctan", "moreau_l2"}
+
+
+def named(kappas):
+    return [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in kappas]
+
+
+@pytest.mark.parametrize("name", named(EVEN))
+def test_zero_moves_nothing_and_nan_shows(name):
+    kappa = EVEN[name]
+    shape = (3, 2) if name in MATRICES else (4,)
+    bad = jnp.ones(shape).at[(0,) * len(shape)].set(jnp.nan)
+
+    def all_of_it(z, x):
+        optimizer = lion_k(0.1, kappa, weight_decay=0.5)
+        updates, _ = optimizer.update(z, optimizer.init(x), x)
+        return kappa.value(z), jax.grad(kappa.value)(z), updates
+
+    value, slope, updates = jit(all_of_it)(jnp.zeros(shape), jnp.zeros(shape))
+    assert value == 0.0
+    assert not np.any(slope)
+    assert not np.any(updates)
+    value, _, updates = jit(all_of_it)(bad, jnp.zeros(shape))
+    assert np.isnan(value)
+    assert np.isnan(np.asarray(updates)[(0,) * len(shape)])
+    if name in ENTRYWISE:  # every other kappa may spread it over its leaf, row or column
+        assert np.isfinite(np.asarray(updates)[1:]).all()
+
+
+@pytest.mark.parametrize("name", named([*ENTRYWISE, *VECTORS]))
+def test_a_scalar_is_a_vector_of_one_entry(name):
+    kappa = EVEN[name]
+    scalar = jit(lambda z: (kappa.value(z), kappa.subgradient(z), kappa.project(z)))
+    alone, vector = scalar(jnp.float32(-0.7)), scalar(jnp.full(1, -0.7, jnp.float32))
+    assert alone[1].shape == alone[2].shape == ()
+    for a, b in zip(alone, vector, strict=True):
+        np.testing.assert_allclose(a, np.reshape(b, ()), rtol=1e-6)
+    assert kappa.subgradient(jnp.float32(-0.7)) < 0 or name == "trimmed_l1"
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrix_kappas_refuse_scalars_by_shape(name):
+    if name == "frobenius":  # a sum of squares of whatever entries there are
+        assert MATRICES[name].subgradient(jnp.float32(-3.0)) == -1.0
+        return
+    with pytest.raises(ValueError, match=r"needs a matrix, got an array of shape \(\)"):
+        MATRICES[name].subgradient(jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("name", ["l1", "huber", "l2", "lp_3", "top_k", "group_l2", "nuclear_svd"])
+def test_leaves_without_entries(name):
+    kappa, empty = EVEN[name], jnp.zeros((0, 3) if name in MATRICES else 0)
+    assert kappa.value(empty) == 0.0
+    assert kappa.subgradient(empty).shape == empty.shape
+    assert kappa.conjugate(empty) == 0.0
+    assert analysis.violation(kappa, {"w": empty}, 1.0)["w"] == 0.0
+
+
+def test_kappas_that_are_not_even_at_zero():
+    # Zero is no special point of these: the simplex has a centre, the box [0, 1] a corner.
+    np.testing.assert_allclose(K.log_sum_exp(0.5).subgradient(jnp.zeros(4)), 0.25)
+    assert not np.any(K.positive_part().subgradient(jnp.zeros(4)))
+    oracle = K.from_lmo(lambda z: jnp.zeros_like(z).at[jnp.argmin(z)].set(1.0))
+    assert jnp.sum(oracle.subgradient(jnp.zeros(4))) == 1.0  # some vertex of the simplex
+    assert np.isnan(K.positive_part().subgradient(jnp.array([jnp.nan, 1.0]))[0])
+    assert np.isnan(K.log_sum_exp(0.5).subgradient(jnp.array([jnp.nan, 1.0]))).all()
+
+
+@pytest.mark.parametrize(
+    ("k", "z", "expected"),
+    [
+        (2, [3.0, -3.0, 3.0, 1.0], [2 / 3, -2 / 3, 2 / 3, 0.0]),
+        (3, [5.0, -2.0, 2.0, 2.0, -2.0, 1.0], [1.0, -0.5, 0.5, 0.5, -0.5, 0.0]),
+        (1, [-4.0, 4.0], [-0.5, 0.5]),
+        (2, [7.0, 0.0, 0.0], [1.0, 0.0, 0.0]),  # tied at 0: their share has no sign
+        (3, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
+        (9, [1.0, -2.0], [1.0, -1.0]),
+        (1, [-0.0, 0.0], [0.0, 0.0]),
+        (2, [jnp.inf, 1.0, -1.0], [1.0, 0.5, -0.5]),
+    ],
+)
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float64, *[pytest.param(t, marks=pytest.mark.slow) for t in (jnp.float32, jnp.bfloat16)]],
+)
+def test_exact_ties_share_what_is_left_of_k(k, z, expected, dtype):
+    kappa = K.top_k(k)
+    with jax.enable_x64(True):
+        z = jnp.asarray(z, dtype)
+        slope = jit(kappa.subgradient)(z)
+        assert slope.dtype == dtype
+        np.testing.assert_array_equal(slope, jnp.asarray(np.asarray(expected), dtype))
+        z, slope = np.asarray(z, np.float64), np.asarray(slope, np.float64)
+        if np.isfinite(z).all():
+            # Still a subgradient: Fenchel and Young's equality.
+            digits = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+            assert np.vdot(z, slope) == pytest.approx(np.sort(np.abs(z))[-k:].sum(), rel=digits)
+
+
+def test_ties_of_other_kappas():
+    np.testing.assert_array_equal(K.linf().subgradient(jnp.array([2.0, -2.0, 1.0])), [0.5, -0.5, 0])
+    np.testing.assert_array_equal(K.trimmed_l1(0.5).subgradient(jnp.array([0.5, -0.5, 1.0]))[:2], 0)
+    np.testing.assert_array_equal(K.positive_part().subgradient(jnp.array([0.0, 1.0])), [0.0, 1.0])
+    # Equal largest singular values share a rank-one step equally.
+    np.testing.assert_allclose(
+        K.operator_norm().subgradient(jnp.eye(2)), 0.5 * np.eye(2), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", named(set(MATRICES) - {"row_l2", "col_l2"}))
+def test_rank_one_matrices_give_rank_one_steps(name):
+    rng = np.random.default_rng(3)
+    u, v = rng.normal(size=4), rng.normal(size=3)
+    unit = np.outer(u, v) / np.linalg.norm(u) / np.linalg.norm(v)
+    with jax.enable_x64(True):
+        slope = np.asarray(jit(MATRICES[name].subgradient)(jnp.asarray(5.0 * unit)))
+    share = np.sum(slope * unit)
+    np.testing.assert_allclose(slope, share * unit, atol=1e-10)
+    assert share == pytest.approx(1.0, abs=0.12 if name == "newton_schulz" else 1e-10)
+
+
+def states(tmp_path):
+    """One optimizer for each kind of state."""
+    key = jax.random.key(0)
+    plain = functools.partial(lion_k, 0.01, K.l1(), weight_decay=0.1)
+    return {
+        "float32": plain(),
+        "bf16": plain(mu_dtype=jnp.bfloat16),
+        "bf16_stochastic": plain(mu_dtype=low_precision.bfloat16(key=key)),
+        "int8": plain(mu_dtype=low_precision.int8(block=8)),
+        "int8_stochastic": plain(mu_dtype=low_precision.int8(block=8, key=key)),
+        "int4": plain(mu_dtype=low_precision.int4(block=8)),
+        "parameters": low_precision.with_stochastic_rounding(plain(), key=key),
+        "scheduled": optax.inject_hyperparams(lion_k, static_args=("kappa",))(
+            lambda t: 0.01 / (t + 1), K.l1()
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", states(None))
+def test_a_run_resumed_from_orbax_ends_with_the_same_bits(name, tmp_path):
+    optimizer = states(tmp_path)[name]
+    dtype = jnp.bfloat16 if name == "parameters" else jnp.float32
+    params = {"w": jnp.linspace(-1.0, 1.0, 15, dtype=dtype).reshape(3, 5), "s": jnp.ones((), dtype)}
+    update = jit(optimizer.update)
+
+    def steps(params, state, start, stop):
+        for index in range(start, stop):
+            grads = jax.tree.map(lambda p, i=index: p - jnp.cos(i + p), params)
+            updates, state = update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    middle = steps(params, optimizer.init(params), 0, 3)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", middle)
+        checkpointer.wait_until_finished()
+        like = jax.tree.map(jnp.zeros_like, (params, optimizer.init(params)))
+        restored = checkpointer.restore(tmp_path / "state", like)
+    for a, b in zip(
+        jax.tree.leaves(steps(*restored, 3, 6)), jax.tree.leaves(steps(*middle, 3, 6)), strict=True
+    ):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
