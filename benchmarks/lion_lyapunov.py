@@ -25,7 +25,7 @@ def run(fast: bool) -> list[dict[str, Any]]:
     grads = {
         name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for name, leaf in params.items()
     }
-    steps = functools.partial(_rows, params=params, grads=grads, rounds=rounds)
+    steps = functools.partial(_rows, params=params, grads=grads)
     rows = steps(
         "optax.lion",
         {
@@ -34,9 +34,18 @@ def run(fast: bool) -> list[dict[str, Any]]:
             "huber": _lion_k(kappas.huber(1.0)),
             "log_cosh (tanh)": _lion_k(kappas.log_cosh(1.0)),
             "lp(1.5)": _lion_k(kappas.lp(1.5)),
+            "lp(1.2)": _lion_k(kappas.lp(1.2)),
             "row_l2": _lion_k(kappas.row_l2()),
         },
-        {"l1": 1.05, "huber": 1.05, "log_cosh (tanh)": 1.05, "lp(1.5)": 2.0, "row_l2": 2.0},
+        {
+            "l1": 1.05,
+            "huber": 1.05,
+            "log_cosh (tanh)": 1.05,
+            "lp(1.5)": 2.0,
+            "lp(1.2)": 2.0,
+            "row_l2": 2.0,
+        },
+        rounds=3 * rounds,
         calls=calls,
     )
     smooth = optax.chain(
@@ -48,6 +57,7 @@ def run(fast: bool) -> list[dict[str, Any]]:
         "optax's smooth mode",
         {"optax's smooth mode": smooth, "log_cosh (tanh)": _lion_k(kappas.log_cosh(1.0))},
         {"log_cosh (tanh)": 1.05},
+        rounds=3 * rounds,
         calls=calls,
     )
     rows += steps(
@@ -57,6 +67,7 @@ def run(fast: bool) -> list[dict[str, Any]]:
             "top_k(1000)": _lion_k(kappas.top_k(1000)),
         },
         {"top_k(1000)": 30.0},
+        rounds=rounds,
         calls=1,
     )
     rows += steps(
@@ -67,6 +78,7 @@ def run(fast: bool) -> list[dict[str, Any]]:
             "muon, converged polar": muon(1e-3, weight_decay=0.1, method="polar"),
         },
         {"muon, certified Newton-Schulz": 1.05, "muon, converged polar": 3.0},
+        rounds=rounds,
         calls=1,
     )
     return rows + _analysis(params, rounds) + _state(params)

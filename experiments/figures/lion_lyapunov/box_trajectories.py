@@ -83,7 +83,7 @@ def draw(result):
     left.plot(*GOAL, "k*", ms=9, label="minimiser of f")
     left.set(xlabel="x1", ylabel="x2", title="Lion ends where f is least in its box (dotted)")
     left.set_xlim(-1.9, 3.6)
-    left.legend(fontsize=8, loc="center right")
+    left.legend(fontsize=8, loc="upper right")
     right.plot(result["sweep"], result["exact"], "k-", lw=1, label="min f over the box")
     right.plot(result["sweep"], result["losses"], "o", ms=4, label="Lion, last step")
     right.axvline(2 / 3, color="C7", ls="--", lw=1)

@@ -105,5 +105,5 @@ def draw(result):
         ylim=(0, 6.0),
         title="One box intended; bounds implied (dotted); minimiser of f at 4",
     )
-    axis.legend(fontsize=8, ncols=3)
+    axis.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.22, 0.73))
     return figure

@@ -55,20 +55,20 @@ def draw(result):
     figure, axes = new_figure(1, 2, width=4.6, height=3.4)
     left, right = axes[0]
     edges = np.array(result["edges"])
-    left.stairs(result["before"], edges, label="start (tails clipped)", color="C7", fill=True)
+    left.stairs(result["before"], edges, label="start, clipped", color="C7", fill=True)
     left.stairs(result["after"], edges, label="end", color="C0", lw=1.5)
     for side in (-1, 1):
         left.axvline(side / DECAY, color="C1", ls="--", lw=1.2)
     left.set(xlabel="weight", ylabel="number of weights", title="All weights end in the box")
     left.set_yscale("symlog", linthresh=10)
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.07, 1.0))
     steps = np.arange(len(result["distance"]))
     right.semilogy(steps, np.maximum(result["distance"], 1e-7), label="distance of decay w to box")
     right.semilogy(steps, np.maximum(result["bound"], 1e-7), "k--", lw=1, label="(1 - lr decay)^t")
     right.semilogy(steps, result["largest"], label="decay max|w|")
     right.set(
         xlabel="step",
-        ylabel="(no unit)",
+        ylabel="distance, size (no unit)",
         title="Phase 1, then the rounding of float32; n = 1 run",
         ylim=(1e-5, None),
     )

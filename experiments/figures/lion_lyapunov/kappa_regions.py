@@ -68,7 +68,7 @@ def draw(result):
     ticks = np.array(result["ticks"])
     for axis, name in zip(axes[0], KAPPAS):
         far = np.array(result["sets"][name])
-        axis.contourf(ticks, ticks, far, levels=[-1, 1e-9], colors=["#d0d0d0"])
+        axis.contourf(ticks, ticks, far, levels=[-1, 0.01], colors=["#d0d0d0"])
         axis.contour(ticks, ticks, far, levels=6, colors="C7", linewidths=0.5)
         for side, color in (("inside", "C0"), ("outside", "C2")):
             path = np.array(result["paths"][f"{name}|{side}"])
@@ -77,5 +77,5 @@ def draw(result):
             axis.plot(*GOALS[side], "*", color=color, ms=9, label=f"goal {side}")
         axis.set(title=name, xlabel="x1", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
     axes[0, 0].set_ylabel("x2")
-    axes[0, 0].legend(fontsize=6, loc="lower left")
+    axes[0, 0].legend(fontsize=6, loc="lower left", frameon=True, facecolor="white", framealpha=1.0)
     return figure

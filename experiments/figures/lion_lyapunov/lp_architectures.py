@@ -73,14 +73,20 @@ def compute(fast):
         name: np.mean([best[f"{name}|{p}"] for p in POWERS], axis=1)
         for name in ("network", "attention")
     }
+    best_p = {name: POWERS[int(np.argmin(value))] for name, value in spread.items()}
     initial = np.log(10)
     return {
         "data": "digits, full batch; MLP 64-32-10 and one attention head of width 16; "
         f"{steps} steps",
         "seeds": f"{seeds} seeds of the start; best of learning rates {RATES} for each",
         "losses": losses,
-        "best_p": {name: POWERS[int(np.argmin(value))] for name, value in spread.items()},
+        "best_p": best_p,
         "claims": [
+            claim(
+                "distance between the best p of the two architectures",
+                abs(best_p["network"] - best_p["attention"]),
+                low=0.25,
+            ),
             claim(
                 "loss after training over log 10, worst p and architecture",
                 max(value.max() for value in spread.values()) / initial,
