@@ -1,7 +1,7 @@
 """In-context learning: training steps beside PyTorch, closed derivatives beside autodiff.
 
-Times are CPU seconds of turns taken one after the other. The last row is a study, not a feature:
-Newton with a sampled Hessian at n = 1e5, d = 20, which the package does not offer.
+Times are CPU seconds of turns taken one after the other; Newton with a sampled Hessian beside the
+exact one is measured on the wall.
 """
 
 import functools
@@ -130,59 +130,55 @@ def derivatives(fast: bool) -> list[dict[str, Any]]:
 
 
 def sampled_newton(fast: bool) -> dict[str, Any]:
-    """Newton with a Hessian of sampled rows beside the exact one: time to the same gradient."""
-    n, d, sample = (20_000, 20, 1000) if fast else (100_000, 20, 4000)
+    """Newton with a Hessian of a fifth of the rows beside the exact one: to the same gradient."""
+    n, d = (20_000, 20) if fast else (100_000, 20)
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        A, b = rng.normal(size=(n, d)), rng.dirichlet(np.ones(n))
-        start = 0.3 * rng.normal(size=d)
-        # Sampling by squared row norms, once: leverage scores cost as much as an exact Hessian.
-        share = np.sum(A**2, axis=1)
-        share /= share.sum()
-        chosen = rng.choice(n, sample, p=share)
-        scale = 1 / (sample * share[chosen])
-        data = jax.tree.map(jnp.asarray, (A, b, start, chosen, scale))
-        solvers = {
-            "exact": functools.partial(_solve, *data, exact=True),
-            "sampled": functools.partial(_solve, *data, exact=False),
-        }
-        counts = {name: int(solve()[1]) for name, solve in solvers.items()}
-        timings = interleave(solvers, baseline="exact", rounds=3 if fast else 9)
-    ratio = timings["sampled"].ratio
+        A, b = jnp.asarray(rng.normal(size=(n, d))), jnp.asarray(rng.dirichlet(np.ones(n)))
+        # The curvature of the loss is of order 1 / n^2 here: squared weights of that size matter.
+        weights, start = jnp.full(n, 1.0 / n), jnp.asarray(0.3 * rng.normal(size=d))
+        exact = functools.partial(_exact_newton, A, b, weights, start)
+        sampled = functools.partial(
+            softmax_regression.sampled_newton,
+            A,
+            b,
+            num_sampled=n // 5,
+            weights=weights,
+            x0=start,
+            key=jax.random.key(0),
+        )
+        end, steps = sampled(), int(exact()[1])
+        solvers = {"exact": exact, "sampled": sampled}
+        timings = interleave(solvers, baseline="sampled", rounds=3 if fast else 15)
+    ratio = timings["exact"].ratio
     return {
-        "name": f"Newton, sampled ({counts['sampled']} steps) / exact ({counts['exact']}), wall",
-        "ours": timings["exact"].median_s,
-        "peer": timings["sampled"].median_s,
+        "name": f"Newton at n {n}, exact ({steps} steps) / a fifth of the rows "
+        f"({int(end.num_iterations)}), wall",
+        "ours": timings["sampled"].median_s,
+        "peer": timings["exact"].median_s,
         "ratio": ratio,
-        "bar": ">= 1 (the package keeps the exact one alone)",
-        "holds": ratio >= 1,
+        "bar": ">= 1",
+        "holds": ratio >= 1 and bool(end.converged),
     }
 
 
-@functools.partial(jax.jit, static_argnames="exact")
-def _solve(A, b, start, chosen, scale, *, exact):
-    """Newton steps until the gradient has shrunk by 1e8, at most 200."""
-    # The curvature of the loss is of order 1 / n^2 here, and so are squared weights that matter.
-    weights = jnp.full(len(b), 1.0 / len(b))
+@jax.jit
+def _exact_newton(A, b, weights, start):
+    """The same directions from the exact Hessian, without a line search: the fastest exact loop."""
 
-    def matrix(x):
-        if exact:
-            return softmax_regression.hessian(A, x, b, weights=weights)
-        f = softmax_regression.softmax(A, x)
-        curvature = (f * (2 * f - b - jnp.sum(f * (f - b))))[chosen]
-        rows = A[chosen] - jnp.matmul(f, A)[None, :]
-        ridge = ((weights[chosen] ** 2 * scale)[:, None] * A[chosen]).T @ A[chosen]
-        return ((curvature * scale)[:, None] * rows).T @ rows + ridge
+    def slope(x):
+        return softmax_regression.gradient(A, x, b, weights=weights)
 
     def body(state):
         x, count, g = state
-        values, vectors = jnp.linalg.eigh(matrix(x))
+        matrix = softmax_regression.hessian(A, x, b, weights=weights)
+        values, vectors = jnp.linalg.eigh(matrix)
         x = x - vectors @ ((vectors.T @ g) / jnp.abs(values))
-        return x, count + 1, softmax_regression.gradient(A, x, b, weights=weights)
+        return x, count + 1, slope(x)
+
+    first = slope(start)
 
     def running(state):
-        return (jnp.linalg.norm(state[2]) > 1e-8 * first) & (state[1] < 200)
+        return (jnp.linalg.norm(state[2]) > 1e-8 * jnp.linalg.norm(first)) & (state[1] < 200)
 
-    g = softmax_regression.gradient(A, start, b, weights=weights)
-    first = jnp.linalg.norm(g)
-    return jax.lax.while_loop(running, body, (start, 0, g))
+    return jax.lax.while_loop(running, body, (start, 0, first))

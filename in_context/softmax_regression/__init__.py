@@ -2,7 +2,7 @@
 
 The loss is L(x) = 0.5 ||f(x) - b||^2 + 0.5 ||diag(weights) A x||^2 with f(x) = softmax(A x). Its
 gradient, Hessian and Hessian-vector product stand here in closed form, with spectrum bounds, a
-certificate of convexity, and two solvers.
+certificate of convexity, and three solvers.
 
 >>> import jax.numpy as jnp
 >>> from in_context import softmax_regression
@@ -30,3 +30,5 @@ from in_context.softmax_regression._objective import hessian as hessian
 from in_context.softmax_regression._objective import hvp as hvp
 from in_context.softmax_regression._objective import loss as loss
 from in_context.softmax_regression._objective import softmax as softmax
+from in_context.softmax_regression._sampled import SampledNewtonResult as SampledNewtonResult
+from in_context.softmax_regression._sampled import sampled_newton as sampled_newton

@@ -201,6 +201,37 @@ def test_safe_step_never_rises_and_reaches_newton():
         np.testing.assert_array_equal(still.x, 0.0)
 
 
+def test_sampled_newton_reaches_the_exact_minimum():
+    with jax.enable_x64(True):
+        n, d = 6000, 4
+        A, b = instance(0, n=n, d=d)
+        w, x0 = np.full(n, 1 / n), 0.3 * np.ones(d)
+        options = {"weights": w, "x0": x0, "key": jax.random.key(0), "tolerance": 1e-9}
+        exact = softmax_regression.sampled_newton(A, b, num_sampled=n, **options)
+        assert bool(exact.converged)
+        assert int(exact.num_iterations) <= 12
+        slope = softmax_regression.gradient(A, exact.x, b, weights=w)
+        first = softmax_regression.gradient(A, x0, b, weights=w)
+        assert np.linalg.norm(slope) <= 1.01e-9 * np.linalg.norm(first)
+        np.testing.assert_allclose(
+            exact.loss, softmax_regression.loss(A, exact.x, b, weights=w), rtol=1e-12
+        )
+        one = softmax_regression.sampled_newton(A, b, num_sampled=n, max_iterations=1, **options)
+        values, vectors = np.linalg.eigh(softmax_regression.hessian(A, x0, b, weights=w))
+        step = -vectors @ ((vectors.T @ np.asarray(first)) / np.abs(values))
+        moved = (np.asarray(one.x) - x0) @ step / (step @ step)  # a power of 1/2: a damped step
+        np.testing.assert_allclose(moved, 2.0 ** round(np.log2(moved)), rtol=1e-9)
+        np.testing.assert_allclose(one.x, x0 + moved * step, rtol=1e-9)
+        sampled = softmax_regression.sampled_newton(A, b, num_sampled=2000, **options)
+        assert bool(sampled.converged)
+        assert int(sampled.num_iterations) <= 25  # a wrong scale of the sample takes more
+        np.testing.assert_allclose(sampled.x, exact.x, atol=1e-6)
+        few = softmax_regression.sampled_newton(A, b, num_sampled=5, max_iterations=3, **options)
+        assert not bool(few.converged)
+        with pytest.raises(ValueError, match="sampled_newton: num_sampled must be an integer >= 1"):
+            softmax_regression.sampled_newton(A, b, num_sampled=0, key=jax.random.key(0))
+
+
 def test_refuses_bad_arguments():
     A, b = instance(0)
     with pytest.raises(ValueError, match="newton: max_iterations must be an integer >= 1"):

@@ -71,6 +71,7 @@ def compute(fast: bool) -> dict[str, Any]:
         diagonal, last = four["weighted_diagonal_energy"], four["weighted_last_entry_energy"]
         claims += [
             claim("H = 4: |sum mu| / sum |mu|", four["mu_imbalance"], high=0.005),
+            claim("H = 4: spread of |omega|, active heads", four["omega_spread"], high=0.03),
             claim("H = 4: diagonal energy, active heads", diagonal, low=0.999),
             claim("H = 4: last-entry energy, active heads", last, low=0.999),
             claim("H = 4: paired excess over debiased", excess, high=0.015),
