@@ -14,6 +14,7 @@ import numpy as np
 from sam_free._checks import check_choice
 
 Array = jax.Array
+Scale = Array | tuple[()]
 
 ROWS_MULTIPLE = 64  # whatever the number of devices, so that a checkpoint moves between counts
 DTYPES = ("float16", "float32", "float64", "int8")
@@ -23,7 +24,7 @@ class Table(NamedTuple):
     """Past outputs of every example. Leading axes count rows and are split over devices."""
 
     values: Array  # [rows * slots, classes], in the buffer's dtype
-    scale: Array  # [rows * slots], width of a step of the 8-bit form; [rows * slots, 0] otherwise
+    scale: Scale  # [rows * slots], width of a step of the 8-bit form; () for the other dtypes
     written: Array  # int32 [rows * slots]: 1 + the epoch in which the row was written; 0: never
     num_examples: Array  # int32 scalar
 
@@ -41,13 +42,13 @@ def make_table(num_examples: int, slots: int, num_classes: int, dtype: str) -> T
         raise ValueError("saf: buffer_dtype='float64' needs jax.enable_x64(True).")
     return Table(
         values=jnp.zeros((rows, num_classes), "uint8" if dtype == "int8" else dtype),
-        scale=jnp.zeros((rows,) if dtype == "int8" else (rows, 0), jnp.float32),
+        scale=jnp.zeros((rows,), jnp.float32) if dtype == "int8" else (),
         written=jnp.zeros((rows,), jnp.int32),
         num_examples=jnp.asarray(num_examples, jnp.int32),
     )
 
 
-def encode(logits: Array, dtype: Any) -> tuple[Array, Array]:
+def encode(logits: Array, dtype: Any) -> tuple[Array, Scale]:
     """Logits as the table stores them: values [batch, classes] and scale.
 
     Half precision keeps the distance to the largest logit (softmax does not see the difference, and
@@ -64,13 +65,13 @@ def encode(logits: Array, dtype: Any) -> tuple[Array, Array]:
         lowest = float(jnp.finfo(jnp.float16).min)
         centred = logits - jnp.max(logits, axis=-1, keepdims=True)
         logits = jnp.where(centred < lowest, lowest, centred)
-    return logits.astype(dtype), jnp.zeros((logits.shape[0], 0), jnp.float32)
+    return logits.astype(dtype), ()
 
 
-def decode(values: Array, scale: Array, dtype: Any) -> Array:
+def decode(values: Array, scale: Scale, dtype: Any) -> Array:
     """Logits up to a constant of each row, [batch, classes]."""
     logits = values.astype(dtype)
-    return logits * scale[:, None].astype(dtype) if values.dtype == jnp.uint8 else logits
+    return logits if isinstance(scale, tuple) else logits * scale[:, None].astype(dtype)
 
 
 class _Share(NamedTuple):
@@ -108,7 +109,8 @@ def read(
     """
     local, mine = _share(table, index, slots, axis_name, gather)
     row = jnp.where(mine, local, 0) * slots + slot
-    past = decode(table.values[row], table.scale[row], dtype)
+    values, scale = jax.tree.map(lambda part: part[row], (table.values, table.scale))
+    past = decode(values, scale, dtype)
     past = jnp.where(mine[:, None], past, jnp.zeros_like(past))
     written = jnp.where(mine, table.written[row], 0)
     if axis_name is not None and gather:
@@ -135,16 +137,15 @@ def write(
     values, scale = encode(logits, table.values.dtype)
     written = jnp.where(jnp.any(jnp.isnan(logits), axis=-1), 0, stamp).astype(jnp.int32)
     if axis_name is not None and gather:
-        values, scale, written = (
-            jax.lax.all_gather(part, axis_name, tiled=True) for part in (values, scale, written)
-        )
+        values, scale, written = jax.lax.all_gather((values, scale, written), axis_name, tiled=True)
     local, mine = _share(table, index, slots, axis_name, gather)
     row = jnp.where(mine, local * slots + slot, table.written.shape[0])  # beyond the end: dropped
-    return table._replace(
-        values=table.values.at[row].set(values, mode="drop"),
-        scale=table.scale.at[row].set(scale, mode="drop"),
-        written=table.written.at[row].set(written, mode="drop"),
+    values, scale, written = jax.tree.map(
+        lambda held, new: held.at[row].set(new, mode="drop"),
+        (table.values, table.scale, table.written),
+        (values, scale, written),
     )
+    return table._replace(values=values, scale=scale, written=written)
 
 
 def count_bad(index: Array, limit: Array | int, axis_name: str | None) -> Array:
