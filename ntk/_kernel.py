@@ -1,7 +1,7 @@
 """The result of an infinite-width network on two batches of inputs, and what it says of itself."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,12 @@ import jax.numpy as jnp
 
 def _static(default: Any = False) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
+
+
+class Gap(NamedTuple):
+    """A residual in the form that weights want: sqrt(E[u^2] E[v^2]) - E[u v], not cancelled."""
+
+    value: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +32,7 @@ class Kernel:
         [N1, N1, ...] without.
       cov2: the same for x2; None stands for "equal to cov1".
       residual: E[u^2] E[v^2] - E[u v]^2 free of cancellation, shaped as `nngp`; None when it has
-        to be recomputed. No derivative flows through it.
+        to be recomputed. No derivative flows through it. Between layers it may be a `Gap`.
       same: whether two inputs are known to be equal, bool [N1, N2], or None.
       mask1: True where a position of x1 is masked, [N1, ..., 1], or None.
       mask2: the same for x2.
@@ -41,6 +47,8 @@ class Kernel:
       shape2: the same for x2.
       batch_axis: of `shape1` and `shape2`.
       channel_axis: of `shape1` and `shape2`.
+      depth: number of copies made by FanOut that are still to be joined.
+      shared: depths of the copies from which no layer with weights separates the outputs.
     """
 
     nngp: Any
@@ -62,6 +70,8 @@ class Kernel:
     shape2: tuple[int, ...] = _static(())
     batch_axis: int = _static(0)
     channel_axis: int = _static(-1)
+    depth: int = _static(0)
+    shared: tuple[int, ...] = _static(())
 
     def replace(self, **changes: Any) -> "Kernel":
         """A copy with some fields changed."""
@@ -91,7 +101,11 @@ class Kernel:
             ntk=times(self.ntk),
             cov1=times(self.cov1),
             cov2=times(self.cov2),
-            residual=None if self.residual is None else times(self.residual, 2),
+            residual=(
+                Gap(times(self.residual.value))
+                if isinstance(self.residual, Gap)
+                else times(self.residual, 2)
+            ),
         )
 
     def __mul__(self, factor: Any) -> "Kernel":
@@ -122,6 +136,42 @@ class Kernel:
     def __neg__(self) -> "Kernel":
         """The kernel of the outputs with the other sign, which is the same kernel."""
         return self
+
+    __pos__ = __neg__
+
+    def __getitem__(self, idx: Any) -> "Kernel":
+        """The kernel of outputs indexed by integers, slices and `...`, as by `stax.Index`."""
+        from ntk.stax._index import check_index, index_kernel
+
+        parts = idx if isinstance(idx, tuple) else (idx,)
+        check_index("Kernel[...]", parts)
+        return index_kernel(self, parts)
+
+    def dot_general(
+        self, other1: Any, other2: Any, is_lhs: bool, dimension_numbers: Any
+    ) -> "Kernel":
+        """The kernel of outputs multiplied by constants, as by `stax.DotGeneral`.
+
+        Args:
+          other1: constant for the outputs on x1, or None for a factor of 1.
+          other2: the same for x2.
+          is_lhs: whether the constants are on the left of the product.
+          dimension_numbers: as in jax.lax.dot_general.
+        Raises:
+          ValueError: only one of the constants is None, or their ranks differ.
+        """
+        from ntk.stax._dot_general import dot_general_kernel
+
+        if other1 is None and other2 is None:
+            return self
+        if other1 is None or other2 is None or jnp.ndim(other1) != jnp.ndim(other2):
+            raise ValueError(
+                "Kernel.dot_general: other1 and other2 must both be None or have the same number "
+                f"of axes, got {other1!r} and {other2!r}."
+            )
+        one = jnp.asarray(other1)
+        two = one if other2 is other1 else jnp.asarray(other2)
+        return dot_general_kernel(self, one, two, is_lhs, dimension_numbers)
 
     def reverse(self) -> "Kernel":
         """The kernel with the spatial axes of the network in reverse order."""
@@ -166,7 +216,7 @@ class Kernel:
         return self.replace(
             nngp=permuted(self.nngp, self.diagonal_spatial),
             ntk=permuted(self.ntk, self.diagonal_spatial),
-            residual=permuted(self.residual, self.diagonal_spatial),
+            residual=jax.tree.map(lambda r: permuted(r, self.diagonal_spatial), self.residual),
             cov1=permuted(self.cov1, self.diagonal_cov),
             cov2=permuted(self.cov2, self.diagonal_cov),
             mask1=masked(self.mask1),
@@ -198,7 +248,7 @@ class Kernel:
         return self.replace(
             nngp=cut(self.nngp, n1_slice, n2_slice),
             ntk=cut(self.ntk, n1_slice, n2_slice),
-            residual=cut(self.residual, n1_slice, n2_slice),
+            residual=jax.tree.map(lambda r: cut(r, n1_slice, n2_slice), self.residual),
             same=cut(self.same, n1_slice, n2_slice),
             cov1=cut(self.cov1, *first),
             cov2=cut(cov2, *second),
@@ -249,7 +299,7 @@ class Kernel:
         return self.replace(
             nngp=pairs(self.nngp, keep1, keep2, 2, flat),
             ntk=pairs(self.ntk, keep1, keep2, 2, flat),
-            residual=pairs(self.residual, keep1, keep2, 2, flat),
+            residual=jax.tree.map(lambda r: pairs(r, keep1, keep2, 2, flat), self.residual),
             cov1=pairs(self.cov1, keep1, keep1, outer, cov),
             cov2=pairs(self.cov2, keep2, keep2, outer, cov),
             mask1=~_with_channel(keep1, batch, channel),

@@ -6,19 +6,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk._kernel import Kernel
-from ntk.stax._covariance import own_entries, same_entries, settle, spread, variances
+from ntk._kernel import Gap, Kernel
+from ntk.stax._covariance import (
+    own_entries,
+    plain_residual,
+    same_entries,
+    settle,
+    spread,
+    variances,
+)
 from ntk.stax._layer import Layer, Need
 
 Array = jax.Array
 
 
 class Dual(NamedTuple):
-    """Gaussian averages of f(u) f(v), of f'(u) f'(v), and the residual of the first or None."""
+    """Gaussian averages of f(u) f(v), of f'(u) f'(v), and the residual of the first or None.
+
+    A function that can give sqrt(E[f(u)^2] E[f(v)^2]) - E[f(u) f(v)] without cancellation, and
+    whose outputs are nowhere nearly opposite, gives it as a Gap: weights then need no division.
+    """
 
     nngp: Array
     slope: Array
-    residual: Array | None = None
+    residual: Array | Gap | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +75,27 @@ class Activation(Layer):
         var1, var2 = variances(kernel)
         flat = kernel.diagonal_spatial
         left, right = spread(var1, 0, 2, flat), spread(var2, 1, 2, flat)
-        dual = self.dual(
-            kernel.nngp, left, right, _q(kernel.nngp, left, right, kernel.residual,
-                                         same_entries(kernel))
-        )  # fmt: skip
+        known = plain_residual(kernel)
+        q = _q(kernel.nngp, left, right, known, same_entries(kernel))
+        dual = self.dual(kernel.nngp, left, right, q)
         tangent = kernel.ntk
         if tangent is not None and tangent.ndim:
             tangent = tangent * dual.slope
-        residual = None if dual.residual is None else jax.lax.stop_gradient(dual.residual)
-        if kernel.residual is None and kernel.spatial_ndim:
+        residual = jax.lax.stop_gradient(dual.residual)
+        if known is None and kernel.spatial_ndim:
             residual = None  # the next layer that moves positions would drop it
+        as_gap = isinstance(residual, Gap)
         nngp, tangent, residual, cov1, cov2 = settle(
             dual.nngp,
             tangent,
-            residual,
+            residual.value if as_gap else residual,
             self._own(kernel, kernel.cov1, var1),
             None if kernel.cov2 is None else self._own(kernel, kernel.cov2, var2),
         )
         out = kernel.replace(
             nngp=nngp,
             ntk=tangent,
-            residual=residual,
+            residual=Gap(residual) if as_gap else residual,
             cov1=cov1,
             cov2=cov2,
             is_gaussian=False,

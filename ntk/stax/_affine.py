@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk._kernel import Kernel
-from ntk.stax._covariance import spread, variances
+from ntk._kernel import Gap, Kernel
+from ntk.stax._covariance import plain_residual, spread, variances
 
 Array = jax.Array
 
@@ -27,24 +27,26 @@ def check_affine(name: str, parameterization: str, s: tuple[int, int], W_std: An
 def residual_after_affine(kernel: Kernel, weight: Any, bias: Any) -> Array | None:
     """The residual of W u + b from that of u: no difference of close numbers is formed.
 
-    With m = sqrt(v1 v2) - K = residual / (sqrt(v1 v2) + K) the squared distance of the pair is
-    (sqrt(v1) - sqrt(v2))^2 + 2 m, and
+    With the gap m = sqrt(v1 v2) - K = residual / (sqrt(v1 v2) + K) the squared distance of the pair
+    is (sqrt(v1) - sqrt(v2))^2 + 2 m, and
     (w v1 + b)(w v2 + b) - (w K + b)^2 = w^2 residual + w b (squared distance).
     """
-    residual = kernel.residual
+    residual = plain_residual(kernel)
     if residual is None:
         return None
     weight = jax.lax.stop_gradient(jnp.asarray(weight, residual.dtype))
     if bias is None:
         return residual * weight**2
-    cross = jax.lax.stop_gradient(kernel.nngp)
     var1, var2 = jax.lax.stop_gradient(variances(kernel))
     root1 = spread(jnp.sqrt(var1), 0, 2, kernel.diagonal_spatial)
     root2 = spread(jnp.sqrt(var2), 1, 2, kernel.diagonal_spatial)
-    norm = root1 * root2
-    total = norm + cross
-    tiny = jnp.finfo(residual.dtype).tiny
-    gap = jnp.where(cross > 0, residual / jnp.maximum(total, tiny), norm - cross)
+    if isinstance(kernel.residual, Gap):
+        gap = kernel.residual.value
+    else:
+        cross = jax.lax.stop_gradient(kernel.nngp)
+        norm = root1 * root2
+        tiny = jnp.finfo(residual.dtype).tiny
+        gap = jnp.where(cross > 0, residual / jnp.maximum(norm + cross, tiny), norm - cross)
     difference = root1 - root2
     distance = difference * difference + 2 * gap
     bias = jax.lax.stop_gradient(jnp.asarray(bias, residual.dtype))
@@ -99,6 +101,7 @@ def affine(
         residual=residual,
         is_gaussian=True,
         is_input=False,
+        shared=(),
         **changes,
     )
     if kernel.mask1 is None and kernel.mask2 is None:

@@ -119,12 +119,15 @@ class AggregateLayer(Layer):
         if pattern is None:
             return kernel
         check_axes(kernel, self.batch_axis, self.channel_axis)
+        same = None  # equal inputs on different graphs are not equal any more
         if isinstance(pattern, (tuple, list)):
             first, second = pattern
             first = second if first is None else first
             second = first if second is None else second
         else:
             first = second = pattern
+            if kernel.x1_is_x2 and kernel.same is not None:
+                same = kernel.same & jnp.eye(*kernel.same.shape, dtype=bool)
         # Checks that there are pairs, and drops variances that nobody reads.
         kernel = map_covariances(kernel, lambda array, lead, diagonal: array, mixes=True)
         ndim = len(kernel.shape1)
@@ -158,8 +161,7 @@ class AggregateLayer(Layer):
             cov1=aggregated(kernel.cov1, outer, a1, a1),
             cov2=aggregated(kernel.cov2, outer, a2, a2),
             residual=None,
-            # Equal inputs on different graphs are not equal any more.
-            same=None,
+            same=same,
             is_input=False,
         )
 

@@ -10,6 +10,8 @@ derivatives of phi and T in K, v1, v2 are written out, since through q they are 
 import jax
 import jax.numpy as jnp
 
+from ntk.stax._covariance import settle
+
 Array = jax.Array
 
 # Chebyshev interpolants of atan(u) / u in u^2 on [0, 1], in powers of u^2, from mpmath with 50
@@ -63,10 +65,15 @@ def folded(cross: Array, var1: Array, var2: Array, q: Array) -> tuple[Array, Arr
     root = jnp.sqrt(q)
     size = jnp.abs(cross)
     # phi / 2 has the tangent r / (sqrt(v1 v2) + |K|), which is at most 1.
-    total = jnp.sqrt(var1) * jnp.sqrt(var2) + size
-    half = root / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-    phi = 2 * atan_in_unit(half)
+    phi = 2 * atan_in_unit(root / _total(cross, var1, var2))
+    # Each reader would evaluate the polynomial anew.
+    (phi,) = settle(phi) if phi.ndim > 1 else (phi,)
     return phi, root - phi * size
+
+
+def _total(cross: Array, var1: Array, var2: Array) -> Array:
+    total = jnp.sqrt(var1) * jnp.sqrt(var2) + jnp.abs(cross)
+    return jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 @folded.defjvp
@@ -101,6 +108,13 @@ def _root_jvp(primals, tangents):
 def root_of(cross: Array, var1: Array, var2: Array, q: Array) -> Array:
     """r = sqrt(v1 v2 - K^2)."""
     return _root(cross, var1, var2, q)
+
+
+def size_gap(cross: Array, var1: Array, var2: Array, q: Array) -> Array:
+    """sqrt(v1 v2) - |K| = q / (sqrt(v1 v2) + |K|), without a derivative."""
+    cross, var1, var2, q = jax.lax.stop_gradient((cross, var1, var2, q))
+    root = jnp.sqrt(q)
+    return root * (root / _total(cross, var1, var2))
 
 
 def live(cross: Array, var1: Array, var2: Array, q: Array) -> Array:

@@ -310,6 +310,7 @@ class AttentionLayer(Layer):
             residual=None,
             is_gaussian=True,
             is_input=False,
+            shared=(),
             shape1=self.output_shape(kernel.shape1),
             shape2=self.output_shape(kernel.shape2),
         )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk._kernel import Kernel
+from ntk._kernel import Gap, Kernel
 
 Array = jax.Array
 
@@ -47,6 +47,16 @@ def spread(var: Array, slot: int, lead: int, diagonal: bool) -> Array:
         return var.reshape(outer + tuple(spatial))
     inner = tuple(size if i == slot else 1 for size in spatial for i in range(2))
     return var.reshape(outer + inner)
+
+
+def plain_residual(kernel: Kernel) -> Array | None:
+    """The residual as an array, whatever form the kernel holds it in."""
+    if not isinstance(kernel.residual, Gap):
+        return kernel.residual
+    var1, var2 = jax.lax.stop_gradient(variances(kernel))
+    flat = kernel.diagonal_spatial
+    norm = spread(jnp.sqrt(var1), 0, 2, flat) * spread(jnp.sqrt(var2), 1, 2, flat)
+    return kernel.residual.value * (norm + jax.lax.stop_gradient(kernel.nngp))
 
 
 def equal_positions(spatial: Sequence[int]) -> Array | None:
@@ -141,50 +151,27 @@ def map_covariances(
 def settle(*arrays: Any) -> tuple[Any, ...]:
     """The arrays themselves, computed once and kept.
 
-    Fused into the sums of a convolution, a nonlinearity is evaluated anew for every offset, many
-    times over (4 times slower and 3 times the memory for pooled networks on a CPU). No fusion
-    reaches across a conditional; both branches return the arrays, the second in words that the
-    compiler does not see through. Arrays may be None.
+    Fused into what reads them, the values of a nonlinearity are evaluated anew by every reader (4
+    times slower and 3 times the memory for pooled networks on a CPU). Arrays may be None.
     """
-    known = [a for a in arrays if a is not None]
-    corner = jax.lax.stop_gradient(known[0][(0,) * known[0].ndim])
-    kept = jax.lax.cond(
-        corner == corner,  # true, or NaN
-        lambda *xs: xs,
-        lambda *xs: tuple(jnp.where(x == x, x, jnp.asarray(jnp.nan, x.dtype)) for x in xs),
-        *known,
-    )
-    left = iter(kept)
-    return tuple(None if a is None else next(left) for a in arrays)
+    kept = iter(_kept(tuple(a for a in arrays if a is not None)))
+    return tuple(None if a is None else next(kept) for a in arrays)
 
 
-def on_positions(array: Array, lead: int, count: int, function: Callable[[Array], Array]) -> Array:
-    """Applies a linear map of fields [H, W] to both positions of every pair.
+@jax.custom_jvp
+def _kept(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    # No fusion reaches across a loop, and one that makes no round copies nothing. The compiler
+    # knows neither that it makes none (one round when a corner is NaN) nor that a round would
+    # change nothing.
+    corner = arrays[0][(0,) * arrays[0].ndim]
 
-    Args:
-      array: [batch axes, H, H, W, W].
-      lead: number of batch axes.
-      count: number of spatial axes of the fields.
-      function: from [H, W] to another field.
-    """
-    first = [lead + 2 * i for i in range(count)]
-    second = [lead + 2 * i + 1 for i in range(count)]
-    array = array.transpose(list(range(lead)) + first + second)
-    outer, inner = array.shape[:lead], array.shape[lead:]
-    array = array.reshape((-1,) + inner)
-    twice = jax.vmap(jax.vmap(function, in_axes=-1, out_axes=-1))
+    def again(state):
+        kept = tuple(jnp.where(a == a, a, jnp.asarray(jnp.nan, a.dtype)) for a in state[1])
+        return jnp.zeros((), bool), kept
 
-    def one_side(pairs):
-        # [batch, *field, *other] -> [batch, *new field, *other]
-        field, other = pairs.shape[1 : 1 + count], pairs.shape[1 + count :]
-        flat = twice(pairs.reshape((pairs.shape[0],) + field + (-1,)))
-        return flat.reshape(flat.shape[:-1] + other)
+    return jax.lax.while_loop(lambda state: state[0], again, (corner != corner, arrays))[1]
 
-    array = one_side(array)
-    new = array.ndim - 1 - count
-    swap = [0] + list(range(1 + new, array.ndim)) + list(range(1, 1 + new))
-    array = one_side(array.transpose(swap))
-    # now [batch, *new field of the second, *new field of the first]
-    array = array.reshape(outer + array.shape[1:])
-    pairs = [lead + i + side for i in range(new) for side in (new, 0)]
-    return array.transpose(list(range(lead)) + pairs)
+
+@_kept.defjvp
+def _kept_jvp(primals, tangents):
+    return _kept(*primals), tangents[0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk._kernel import Kernel
-from ntk.stax._covariance import spread, variances
+from ntk.stax._covariance import plain_residual, spread, variances
 from ntk.stax._kernel_fn import as_network
 from ntk.stax._layer import Layer, Need, Network
 
@@ -36,9 +36,10 @@ class FanOutLayer(Layer):
         return [mask] * self.num
 
     def kernel(self, kernel: Kernel, **kwargs: Any) -> Any:
-        """Copies of the kernel."""
+        """Copies of the kernel, which are one and the same until weights come between them."""
         del kwargs
-        return [kernel] * self.num
+        depth = kernel.depth + 1
+        return [kernel.replace(depth=depth, shared=(*kernel.shared, depth))] * self.num
 
 
 def FanOut(num: int) -> Network:
@@ -75,6 +76,27 @@ class _FanIn(Layer):
             )
 
 
+def _check_independent(name: str, kernels: list[Kernel]) -> None:
+    """Raises when products of different branches may have a mean."""
+    if sum(kernels[0].depth in k.shared for k in kernels) > 1:
+        raise NotImplementedError(
+            f"{name} needs independent branches, and more than one of them holds no layer with "
+            "weights: their outputs depend on each other. Put Dense or Conv in all but one."
+        )
+    if len(kernels) > 1 and sum(not k.is_gaussian for k in kernels) > 1:
+        raise NotImplementedError(
+            f"{name} needs independent mean-zero branches, and more than one of them does not end "
+            "in Dense or Conv; put such a layer at the end of the branches."
+        )
+
+
+def _joined(kernels: list[Kernel]) -> dict[str, Any]:
+    """Static fields behind a join: one level of copies less."""
+    depth = kernels[0].depth
+    shared = {d for k in kernels for d in k.shared if d != depth}
+    return {"depth": max(depth - 1, 0), "shared": tuple(sorted(shared)), "is_input": False}
+
+
 def _strip(kernels: list[Kernel]) -> list[Kernel]:
     """Kernels of one layout: as many positions as the poorest holds is never enough, so check."""
     layouts = {(k.diagonal_batch, k.diagonal_spatial, k.diagonal_cov) for k in kernels}
@@ -109,9 +131,10 @@ def _broadcast(tangents: list[Any], like: Array) -> list[Array]:
 
 def residual_of_sum(a: Kernel, b: Kernel) -> Array | None:
     """The residual of the sum of two independent branches, without cancellation."""
-    if a.residual is None or b.residual is None:
+    residual_a, residual_b = plain_residual(a), plain_residual(b)
+    if residual_a is None or residual_b is None:
         return None
-    a, b = jax.lax.stop_gradient((a, b))
+    a, b, residual_a, residual_b = jax.lax.stop_gradient((a, b, residual_a, residual_b))
     flat = a.diagonal_spatial
 
     def products(kernel):
@@ -122,11 +145,11 @@ def residual_of_sum(a: Kernel, b: Kernel) -> Array | None:
     cross = a.nngp * b.nngp
     left, right = jnp.sqrt(a1) * jnp.sqrt(b2), jnp.sqrt(b1) * jnp.sqrt(a2)
     total = jnp.sqrt(a1 * b1) * jnp.sqrt(a2 * b2) + cross
-    above = a.residual * b.residual + a.residual * b.nngp**2 + b.residual * a.nngp**2
+    above = residual_a * residual_b + residual_a * b.nngp**2 + residual_b * a.nngp**2
     positive = (cross > 0) & (total > 0)
     gap = jnp.where(positive, above / jnp.where(positive, total, 1), left * right - cross)
     mixed = (left - right) ** 2 + 2 * gap
-    return a.residual + b.residual + jnp.maximum(mixed, 0)
+    return residual_a + residual_b + jnp.maximum(mixed, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +175,7 @@ class FanInSumLayer(_FanIn):
         del kwargs
         kernels = _strip(self._branches(kernel))
         self._check_shapes([k.shape1 for k in kernels])
-        if len(kernels) > 1 and sum(not k.is_gaussian for k in kernels) > 1:
-            raise NotImplementedError(
-                "FanInSum needs independent mean-zero branches, and more than one of them does not "
-                "end in Dense or Conv; put such a layer at the end of the branches."
-            )
+        _check_independent("FanInSum", kernels)
         residual = kernels[0].residual
         total = kernels[0]
         for other in kernels[1:]:
@@ -169,10 +188,18 @@ class FanInSumLayer(_FanIn):
             )
         out = total.replace(
             ntk=_tangents(kernels),
+            same=_same(kernels),
             is_gaussian=all(k.is_gaussian for k in kernels),
-            is_input=False,
+            **_joined(kernels),
         )
         return _masked(out, kernels, jnp.logical_or)
+
+
+def _same(kernels: list[Kernel]) -> Array | None:
+    """Where outputs are known to be equal: where they are in every branch."""
+    if any(k.same is None for k in kernels):
+        return None
+    return reduce(jnp.logical_and, [k.same for k in kernels])
 
 
 def _masked(out: Kernel, kernels: list[Kernel], combine: Any) -> Kernel:
@@ -209,11 +236,7 @@ class FanInProdLayer(_FanIn):
         del kwargs
         kernels = _strip(self._branches(kernel))
         self._check_shapes([k.shape1 for k in kernels])
-        if len(kernels) > 1 and sum(not k.is_gaussian for k in kernels) > 1:
-            raise NotImplementedError(
-                "FanInProd needs independent branches, and more than one of them does not end in "
-                "Dense or Conv; put such a layer at the end of the branches."
-            )
+        _check_independent("FanInProd", kernels)
         tangent = None
         if all(k.ntk is not None for k in kernels):
             parts = _broadcast([k.ntk for k in kernels], kernels[0].nngp)
@@ -224,21 +247,17 @@ class FanInProdLayer(_FanIn):
                     tangent = _plus(tangent, reduce(mul, others, part))
         total = kernels[0]
         for other in kernels[1:]:
-            residual = None
-            if total.residual is not None and other.residual is not None:
-                residual = (
-                    total.residual * other.residual
-                    + total.residual * other.nngp**2
-                    + other.residual * total.nngp**2
-                )
+            residual, own, new = None, plain_residual(total), plain_residual(other)
+            if own is not None and new is not None:
+                residual = own * new + own * other.nngp**2 + new * total.nngp**2
             total = total.replace(
                 nngp=total.nngp * other.nngp,
                 cov1=total.cov1 * other.cov1,
                 cov2=None if total.cov2 is None else total.cov2 * other.cov2,
                 residual=residual if residual is None else jax.lax.stop_gradient(residual),
             )
-        out = total.replace(ntk=tangent, is_gaussian=len(kernels) == 1 and total.is_gaussian,
-                            is_input=False)  # fmt: skip
+        alone = len(kernels) == 1 and total.is_gaussian
+        out = total.replace(ntk=tangent, same=_same(kernels), is_gaussian=alone, **_joined(kernels))
         return _masked(out, kernels, jnp.logical_or)
 
 
@@ -257,11 +276,6 @@ class FanInConcatLayer(_FanIn):
 
     axis: int
     repeatable = False
-
-    @property
-    def mixes_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Blocks of one batch cannot be joined along the batch."""
-        return self.axis == 0
 
     def output_shape(self, shape: Any) -> Any:
         """Sizes add up along the axis."""
@@ -301,19 +315,10 @@ class FanInConcatLayer(_FanIn):
         }
         if axis == first.channel_axis % ndim:
             return self._along_channels(kernels, shapes)
-        if sum(not k.is_gaussian for k in kernels) > 1:
-            raise NotImplementedError(
-                "FanInConcat along a batch or spatial axis needs independent mean-zero branches; "
-                "end all but one of them in Dense or Conv."
-            )
-        if axis == first.batch_axis % ndim:
-            raise NotImplementedError(
-                "FanInConcat along the batch axis has no kernel of pairs of inputs; concatenate "
-                "along channels or positions."
-            )
+        _check_independent("FanInConcat along a batch or spatial axis", kernels)
         outer = (first.batch_axis % ndim, first.channel_axis % ndim)
-        slot = [a for a in range(ndim) if a not in outer].index(axis)
-        return self._along_positions(kernels, shapes, slot)
+        rest = [a for a in range(ndim) if a not in outer]
+        return self._in_blocks(kernels, shapes, None if axis == outer[0] else rest.index(axis))
 
     def _along_channels(self, kernels: list[Kernel], shapes: dict[str, Any]) -> Kernel:
         axis = self.axis % len(kernels[0].shape1)
@@ -334,19 +339,29 @@ class FanInConcatLayer(_FanIn):
             cov1=mean([k.cov1 for k in kernels]),
             cov2=mean([k.cov2 for k in kernels]),
             residual=None,
-            is_gaussian=all(k.is_gaussian for k in kernels),
-            is_input=False,
+            same=_same(kernels),
+            # Channels of branches with kernels of their own are not draws of one law.
+            is_gaussian=len(kernels) == 1 and kernels[0].is_gaussian,
+            **_joined(kernels),
             **shapes,
         )
         return _masked(out, kernels, jnp.logical_and)
 
-    def _along_positions(self, kernels: list[Kernel], shapes: dict[str, Any], slot: int) -> Kernel:
+    def _in_blocks(self, kernels: list[Kernel], shapes: dict[str, Any], slot: int | None) -> Kernel:
+        """Joins along a spatial axis, or along the batch when `slot` is None.
+
+        Branches are independent: the covariance of entries of different branches is zero.
+        """
+
         def joined(arrays, lead, diagonal):
             if any(a is None for a in arrays):
                 return None
-            if diagonal:
-                return jnp.concatenate(arrays, lead + slot)
-            axis = lead + 2 * slot
+            if slot is None:
+                axis, once = 0, lead == 1
+            else:
+                axis, once = (lead + slot, True) if diagonal else (lead + 2 * slot, False)
+            if once:
+                return jnp.concatenate(arrays, axis)
             rows = []
             for i, own in enumerate(arrays):
                 row = []
@@ -371,8 +386,9 @@ class FanInConcatLayer(_FanIn):
             cov1=joined([k.cov1 for k in kernels], outer, first.diagonal_cov),
             cov2=joined([k.cov2 for k in kernels], outer, first.diagonal_cov),
             residual=None,
+            same=joined([k.same for k in kernels], 2, True) if slot is None else _same(kernels),
             is_gaussian=all(k.is_gaussian for k in kernels),
-            is_input=False,
+            **_joined(kernels),
             mask1=None,
             mask2=None,
             **shapes,

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from ntk._kernel import Kernel
@@ -21,6 +22,99 @@ Slice = _Slicer()
 ALL = slice(None)
 
 
+def check_index(name: str, idx: tuple[Any, ...]) -> None:
+    """Raises when an index holds anything but integers, slices and '...'."""
+    for part in idx:
+        if not (part is Ellipsis or isinstance(part, (slice, int, np.integer))):
+            raise ValueError(f"{name}: idx may hold integers, slices and '...', got {part!r}.")
+
+
+def _full(idx: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """One entry per axis."""
+    dots = [i for i, part in enumerate(idx) if part is Ellipsis]
+    if len(dots) > 1:
+        raise ValueError(f"idx={idx} holds more than one '...'.")
+    given = len(idx) - len(dots)
+    if given > ndim:
+        raise ValueError(f"idx={idx} has {given} entries, the inputs {ndim} axes.")
+    rest = (ALL,) * (ndim - given)
+    if not dots:
+        return idx + rest
+    return idx[: dots[0]] + rest + idx[dots[0] + 1 :]
+
+
+def indexed_shape(shape: Any, idx: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape of an indexed array; axes of unknown size stay."""
+    out = []
+    for size, part in zip(shape, _full(idx, len(shape))):
+        if part == ALL:
+            out.append(size)
+        elif size is None or size < 0:
+            raise ValueError(f"an axis of unknown size cannot be indexed by {part}.")
+        elif isinstance(part, slice):
+            out.append(len(range(*part.indices(size))))
+        elif not -size <= part < size:
+            raise ValueError(f"index {part} is out of range for an axis of {size}.")
+    return tuple(out)
+
+
+def _indexed_mask(mask: Any, shape: Any, idx: tuple[Any, ...]) -> Any:
+    full = _full(idx, len(shape))
+    return mask[tuple(ALL if mask.shape[a] == 1 != shape[a] else p for a, p in enumerate(full))]
+
+
+def index_kernel(kernel: Kernel, idx: tuple[Any, ...]) -> Kernel:
+    """The kernel of outputs indexed by `idx`.
+
+    Raises:
+      NotImplementedError: `idx` touches the channels or removes the batch.
+    """
+    ndim = len(kernel.shape1)
+    batch, channel, spatial = axes_of(ndim, kernel.batch_axis, kernel.channel_axis)
+    full = _full(idx, ndim)
+    if full[channel] != ALL:
+        raise NotImplementedError(
+            f"idx={idx} indexes the channels (axis {channel}), which are infinitely many."
+        )
+    if not isinstance(full[batch], slice):
+        raise NotImplementedError(
+            f"idx={idx} removes the batch axis; use a slice of length 1 for it."
+        )
+    part = full[batch]
+
+    def taken(array, outer, diagonal):
+        if array is None or array.ndim == 0:
+            return array
+        width = 1 if diagonal else 2
+        inner = tuple(full[a] for a in spatial for _ in range(width))
+        return array[(part,) * outer + inner]
+
+    def masked(mask, shape):
+        return None if mask is None else _indexed_mask(mask, shape, idx)
+
+    outer = 1 if kernel.diagonal_batch else 2
+    gone = [a for a in spatial if not isinstance(full[a], slice)]
+    flat, cov = kernel.diagonal_spatial, kernel.diagonal_cov
+    left = len(spatial) - len(gone)
+    return kernel.replace(
+        nngp=taken(kernel.nngp, 2, flat),
+        ntk=taken(kernel.ntk, 2, flat),
+        residual=jax.tree.map(lambda r: taken(r, 2, flat), kernel.residual),
+        same=None if kernel.same is None else kernel.same[part, part],
+        cov1=taken(kernel.cov1, outer, cov),
+        cov2=taken(kernel.cov2, outer, cov),
+        mask1=masked(kernel.mask1, kernel.shape1),
+        mask2=masked(kernel.mask2, kernel.shape2),
+        diagonal_spatial=flat and left > 0,
+        diagonal_cov=cov and left > 0,
+        shape1=indexed_shape(kernel.shape1, idx),
+        shape2=indexed_shape(kernel.shape2, idx),
+        batch_axis=batch - sum(a < batch for a in gone),
+        channel_axis=channel - sum(a < channel for a in gone),
+        is_input=False,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class IndexLayer(Layer):
     """Description of `Index`."""
@@ -35,32 +129,9 @@ class IndexLayer(Layer):
         """Batch and channel axis of the inputs."""
         return self.batch_axis, self.channel_axis
 
-    def _full(self, ndim: int) -> tuple[Any, ...]:
-        """One entry per axis."""
-        dots = [i for i, part in enumerate(self.idx) if part is Ellipsis]
-        if len(dots) > 1:
-            raise ValueError(f"idx={self.idx} holds more than one '...'.")
-        given = len(self.idx) - len(dots)
-        if given > ndim:
-            raise ValueError(f"idx={self.idx} has {given} entries, the inputs {ndim} axes.")
-        rest = (ALL,) * (ndim - given)
-        if not dots:
-            return self.idx + rest
-        return self.idx[: dots[0]] + rest + self.idx[dots[0] + 1 :]
-
     def output_shape(self, shape: Any) -> Any:
         """What NumPy gives."""
-        out = []
-        for size, part in zip(shape, self._full(len(shape))):
-            if part == ALL:
-                out.append(size)
-            elif size is None or size < 0:
-                raise ValueError(f"an axis of unknown size cannot be indexed by {part}.")
-            elif isinstance(part, slice):
-                out.append(len(range(*part.indices(size))))
-            elif not -size <= part < size:
-                raise ValueError(f"index {part} is out of range for an axis of {size}.")
-        return tuple(out)
+        return indexed_shape(shape, self.idx)
 
     def apply(self, params: Any, inputs: Any, **kwargs: Any) -> Any:
         """The inputs, indexed."""
@@ -70,55 +141,13 @@ class IndexLayer(Layer):
 
     def mask(self, mask: Any, shape: Any) -> Any:
         """The mask, indexed, its single channel kept."""
-        full = self._full(len(shape))
-        return mask[tuple(ALL if mask.shape[a] == 1 != shape[a] else p for a, p in enumerate(full))]
+        return _indexed_mask(mask, shape, self.idx)
 
     def kernel(self, kernel: Kernel, **kwargs: Any) -> Kernel:
         """Both members of every pair, indexed."""
         del kwargs
         check_axes(kernel, self.batch_axis, self.channel_axis)
-        ndim = len(kernel.shape1)
-        batch, channel, spatial = axes_of(ndim, self.batch_axis, self.channel_axis)
-        full = self._full(ndim)
-        if full[channel] != ALL:
-            raise NotImplementedError(
-                f"idx={self.idx} indexes the channels (axis {channel}), which are infinitely many."
-            )
-        if not isinstance(full[batch], slice):
-            raise NotImplementedError(
-                f"idx={self.idx} removes the batch axis; use a slice of length 1 for it."
-            )
-        shape1, shape2 = self.output_shape(kernel.shape1), self.output_shape(kernel.shape2)
-        part = full[batch]
-
-        def taken(array, outer, diagonal):
-            if array is None or array.ndim == 0:
-                return array
-            width = 1 if diagonal else 2
-            inner = tuple(full[a] for a in spatial for _ in range(width))
-            return array[(part,) * outer + inner]
-
-        outer = 1 if kernel.diagonal_batch else 2
-        gone = [a for a in spatial if not isinstance(full[a], slice)]
-        flat, cov = kernel.diagonal_spatial, kernel.diagonal_cov
-        left = len(spatial) - len(gone)
-        return kernel.replace(
-            nngp=taken(kernel.nngp, 2, flat),
-            ntk=taken(kernel.ntk, 2, flat),
-            residual=taken(kernel.residual, 2, flat),
-            same=None if kernel.same is None else kernel.same[part, part],
-            cov1=taken(kernel.cov1, outer, cov),
-            cov2=taken(kernel.cov2, outer, cov),
-            mask1=None if kernel.mask1 is None else self.mask(kernel.mask1, kernel.shape1),
-            mask2=None if kernel.mask2 is None else self.mask(kernel.mask2, kernel.shape2),
-            diagonal_spatial=flat and left > 0,
-            diagonal_cov=cov and left > 0,
-            shape1=shape1,
-            shape2=shape2,
-            batch_axis=batch - sum(a < batch for a in gone),
-            channel_axis=channel - sum(a < channel for a in gone),
-            is_input=False,
-        )
+        return index_kernel(kernel, self.idx)
 
 
 def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Network:
@@ -130,7 +159,5 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Network:
       channel_axis: of the inputs; it may not be indexed in a kernel.
     """
     parts = idx if isinstance(idx, tuple) else (idx,)
-    for part in parts:
-        if not (part is Ellipsis or isinstance(part, (slice, int, np.integer))):
-            raise ValueError(f"Index: idx may hold integers, slices and '...', got {part!r}.")
+    check_index("Index", parts)
     return as_network(IndexLayer(parts, batch_axis, channel_axis))

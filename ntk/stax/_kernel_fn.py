@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ntk._kernel import Kernel
+from ntk.stax._covariance import plain_residual
 from ntk.stax._inputs import input_kernel
 from ntk.stax._layer import Layer, Need, Network, apply_layer
 from ntk.stax._plan import run_in_tiles
@@ -99,18 +100,24 @@ class KernelFn:
         Returns:
           An array, a named tuple of arrays, or a Kernel.
         Raises:
-          ValueError: shapes, axes or options do not fit; the message names the layer.
+          ValueError: inputs hold NaN or infinity (not checked under jit); shapes, axes or options
+            do not fit, and then the message names the layer.
           NotImplementedError: no kernel is known; the message says what would work.
         """
         names = parse_get(get)
         if _holds_kernels(x1_or_kernel):
             if x2 is not None:
                 raise ValueError("kernel_fn(kernel, x2): x2 must be None when x1 is a Kernel.")
-            result: Any = self.layer.kernel(x1_or_kernel, pattern=pattern)
+            result: Any = _plain(self.layer.kernel(x1_or_kernel, pattern=pattern))
             return [select(k, get) for k in result] if type(result) is list else select(result, get)
         x1, x2 = _as_inputs(x1_or_kernel, x2)
+        _check_finite("x1", x1, mask_constant)
+        if x2 is not None and x2 is not x1:
+            _check_finite("x2", x2, mask_constant)
         options = (diagonal_batch, diagonal_spatial, batch_axis, channel_axis, max_memory, accurate)
         x1_is_x2 = x2 is None or _known_equal(x1, x2)
+        if isinstance(pattern, (tuple, list)) and x1_is_x2 and _known_equal(*pattern):
+            pattern = pattern[0]  # one graph per input: the diagonal is a variance
         dtype = x1.dtype
         if jnp.finfo(dtype).bits < 32:
             x1 = x1.astype(jnp.float32)
@@ -176,7 +183,7 @@ class KernelFn:
 
         def whole(first, second, equal, prints=None):
             kernel = input_kernel(first, second, x1_is_x2=equal, prints=prints, **settings)
-            return self.layer.kernel(kernel, pattern=pattern)
+            return _plain(self.layer.kernel(kernel, pattern=pattern))
 
         if arrays_only and pattern is None and batch_diagonal and self.layer.repeatable:
             size = np.prod(
@@ -192,6 +199,13 @@ class KernelFn:
                 return kernel
             return tuple([getattr(k, name) for k in kernel] for name in names)
         return kernel if names is None else tuple(getattr(kernel, name) for name in names)
+
+
+def _plain(kernel: Any) -> Any:
+    """Kernels as users see them, residuals as arrays."""
+    if isinstance(kernel, list):
+        return [_plain(k) for k in kernel]
+    return kernel.replace(residual=plain_residual(kernel))
 
 
 def _holds_kernels(x: Any) -> bool:
@@ -223,10 +237,36 @@ class _Constant:
         return isinstance(other, _Constant) and repr(self.value) == repr(other.value)
 
 
+def _check_finite(name: str, x: jax.Array, mask_constant: float | None) -> None:
+    """Raises when concrete inputs hold NaN or infinity other than the mask constant."""
+    if isinstance(x, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # also for constants of a function that is traced
+        if bool(jnp.isfinite(x).all()):
+            return
+    values = np.asarray(x)
+    bad = ~np.isfinite(values)
+    if mask_constant is not None:
+        bad &= ~(np.isnan(values) if mask_constant != mask_constant else values == mask_constant)
+    if bad.any():
+        index = tuple(int(i[0]) for i in np.nonzero(bad))
+        raise ValueError(
+            f"kernel_fn: {name} holds {values[index]} at index {index}, and {int(bad.sum())} "
+            "values that are not finite in all. Clean the inputs; if these entries are padding, "
+            "pass mask_constant=that value."
+        )
+
+
 def _known_equal(x1: Any, x2: Any) -> bool:
     if x1 is x2:
         return True
-    if x1.shape != x2.shape or isinstance(x1, Tracer) or isinstance(x2, Tracer):
+    if (
+        x1 is None
+        or x2 is None
+        or x1.shape != x2.shape
+        or isinstance(x1, Tracer)
+        or isinstance(x2, Tracer)
+    ):
         return False
     return bool(np.array_equal(np.asarray(x1), np.asarray(x2), equal_nan=True))
 

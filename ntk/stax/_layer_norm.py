@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk._kernel import Kernel
-from ntk.stax._covariance import spread, variances
+from ntk.stax._covariance import plain_residual, spread, variances
 from ntk.stax._kernel_fn import as_network
 from ntk.stax._layer import Layer, Need, Network, axes_of, check_axes
 
@@ -105,7 +105,7 @@ class LayerNormLayer(Layer):
 
         outer = 1 if kernel.diagonal_batch else 2
         flat, cov = kernel.diagonal_spatial, kernel.diagonal_cov
-        residual = kernel.residual
+        residual = plain_residual(kernel)
         if residual is not None:
             squares = jax.lax.stop_gradient((left**2, right**2))
             residual = pairs(residual, *squares, 2, flat)

@@ -73,12 +73,11 @@ def run_in_tiles(
         r, c = block_sizes(rows, columns, pairs)
     down, across = -(-rows // r), -(-columns // c)
     first, second = jnp.moveaxis(x1, batch_axis, 0), jnp.moveaxis(other, batch_axis, 0)
-    hash1 = fingerprints(canonical(x1, batch_axis, channel_axis))
-    hash2 = hash1 if symmetric else fingerprints(canonical(other, batch_axis, channel_axis))
+    hash1 = _fingerprints(canonical(x1, batch_axis, channel_axis))
+    hash2 = hash1 if symmetric else _fingerprints(canonical(other, batch_axis, channel_axis))
 
     def taken(array, start, size):
-        # The last block repeats the last input; what it adds is cut off below.
-        return jnp.take(array, jnp.minimum(start + jnp.arange(size), array.shape[0] - 1), axis=0)
+        return jax.lax.dynamic_slice_in_dim(array, start, size)
 
     @jax.checkpoint
     def tile(i, j):
@@ -89,8 +88,15 @@ def run_in_tiles(
 
     shapes = jax.eval_shape(tile, 0, 0)
     mirrored = symmetric and all(len(s.shape) == 2 for s in shapes)
-    table = [(i * r, j * c) for i in range(down) for j in range(across) if j >= i or not mirrored]
-    start = tuple(jnp.zeros((down * r, across * c) + s.shape[2:], s.dtype) for s in shapes)
+    # The last blocks reach back over what their neighbours computed: the outputs have the size of
+    # the result, and nothing is copied in the end.
+    table = [
+        (min(i * r, rows - r), min(j * c, columns - c))
+        for i in range(down)
+        for j in range(across)
+        if j >= i or not mirrored
+    ]
+    start = tuple(jnp.zeros((rows, columns) + s.shape[2:], s.dtype) for s in shapes)
 
     def step(outputs, corner):
         i, j = corner[0], corner[1]
@@ -106,8 +112,21 @@ def run_in_tiles(
             for out, block in zip(outputs, blocks)
         ), None
 
-    outputs, _ = jax.lax.scan(step, start, jnp.asarray(np.array(table, np.int32)))
-    return tuple(out[:rows, :columns] for out in outputs)
+    return jax.lax.scan(step, start, jnp.asarray(np.array(table, np.int32)))[0]
+
+
+def _fingerprints(inputs: Array) -> Array:
+    """Fingerprints of all inputs, a few at a time: their words take as much memory as they do."""
+    number = inputs.shape[0]
+    size = min(number, 64)
+    inputs = jax.lax.stop_gradient(inputs)
+
+    def step(prints, start):
+        some = fingerprints(jax.lax.dynamic_slice_in_dim(inputs, start, size))
+        return jax.lax.dynamic_update_slice_in_dim(prints, some, start, 0), None
+
+    starts = np.minimum(np.arange(0, number, size), number - size)
+    return jax.lax.scan(step, jnp.zeros((number, 2), jnp.uint32), jnp.asarray(starts))[0]
 
 
 def _pairs_in(
@@ -127,25 +146,35 @@ def _pairs_in(
         shape = x.shape[:batch_axis] + (size,) + x.shape[batch_axis + 1 :]
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
-    def block(a, b):
-        kernel = whole(a, b, False)
+    def block(a, b, hash1, hash2):
+        kernel = whole(a, b, False, (hash1, hash2))
         return tuple(getattr(kernel, name) for name in names)
 
     def cost(r, c):
-        compiled = jax.jit(block).lower(batch_of(x1, r), batch_of(x2, c)).compile()
+        prints = (jax.ShapeDtypeStruct((n, 2), jnp.uint32) for n in (r, c))
+        compiled = jax.jit(block).lower(batch_of(x1, r), batch_of(x2, c), *prints).compile()
         memory: Any = compiled.memory_analysis()
-        return memory.temp_size_in_bytes
+        # The block's inputs and outputs are temporary where the block is one of many.
+        return (
+            memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        )
 
-    count = pairs
-    for _ in range(6):
-        r, c = block_sizes(x1.shape[batch_axis], x2.shape[batch_axis], count)
+    rows, columns = x1.shape[batch_axis], x2.shape[batch_axis]
+    r, c = block_sizes(rows, columns, pairs)
+    used = cost(r, c)
+    if used <= max_memory:
+        return r * c
+    least = cost(1, 1)
+    if least > max_memory:
+        raise ValueError(
+            f"max_memory={max_memory:.3g} bytes: one pair of inputs alone needs {least:.3g}. "
+            "Raise max_memory, or use smaller inputs."
+        )
+    power = 1
+    while used > max_memory and r * c > 1:
+        # Memory grows with the pairs of a block, or only with its sides: steeper steps in turn.
+        share = 0.95 * (max_memory - least) / (used - least)
+        r, c = block_sizes(rows, columns, max(1, min(r * c - 1, int(r * c * share**power))))
         used = cost(r, c)
-        if used <= max_memory:
-            return r * c
-        if count == 1:
-            raise ValueError(
-                f"max_memory={max_memory:.3g} bytes: one pair of inputs alone needs {used:.3g}. "
-                "Raise max_memory, or use smaller inputs."
-            )
-        count = max(1, min(count - 1, int(0.95 * count * max_memory / used)))
-    return 1
+        power = 2
+    return r * c

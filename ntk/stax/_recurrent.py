@@ -94,7 +94,7 @@ class RNNLayer(Layer):
         inputs = kernel.replace(
             nngp=drive(kernel.nngp), cov1=drive(kernel.cov1), cov2=drive(kernel.cov2),
             ntk=None if kernel.ntk is None else kernel.ntk * incoming, residual=None,
-            is_gaussian=True, is_input=False,
+            is_gaussian=True, is_input=False, shared=(),
             shape1=self.output_shape(kernel.shape1), shape2=self.output_shape(kernel.shape2),
         )  # fmt: skip
 

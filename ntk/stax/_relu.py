@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk._kernel import Gap
 from ntk.stax._activation import Activation, Dual
-from ntk.stax._angle import folded, root_of, safe_inverse
+from ntk.stax._angle import folded, root_of, safe_inverse, size_gap
 from ntk.stax._kernel_fn import as_network
 from ntk.stax._layer import Network
 
@@ -47,16 +48,26 @@ class ABReluLayer(Activation):
         size = jnp.where(positive, cross, -cross)
         bend = g * rest
         slope = sigma - g * phi
+        nngp = sigma * size + bend
+        slope = jnp.where(positive, slope, -slope)
+        if self._never_opposite:
+            # h norm - (sigma |K| + g T), with norm - |K| from q; h - sigma is 0 or (a + b)^2 / 2.
+            gap = h * size_gap(cross, var1, var2, q) - bend
+            gap = gap + jnp.where(positive, jnp.zeros((), size.dtype), (a + b) ** 2 / 2 * size)
+            return Dual(nngp, slope, Gap(jnp.maximum(gap, 0)))
         # h^2 v1 v2 - (sigma |K| + g T)^2, expanded so that only small terms remain at q = 0;
         # h^2 - sigma^2 is 0 for K >= 0 and ((a^2 - b^2) / 2)^2 for K < 0.
         opposite = ((a * a - b * b) / 2) ** 2
         apart = jnp.where(positive, 0.0, opposite) * (var1 * var2)
         residual = apart + sigma**2 * q - bend * (2 * sigma * size + bend)
-        return Dual(
-            sigma * size + bend,
-            jnp.where(positive, slope, -slope),
-            jnp.maximum(residual, 0).astype(cross.dtype),
-        )
+        return Dual(nngp, slope, jnp.maximum(residual, 0).astype(cross.dtype))
+
+    @property
+    def _never_opposite(self) -> bool:
+        """Whether norm + E[f f] >= (a - b)^2 / 2 norm is far from 0, so that a Gap tells all."""
+        a, b = self.a, self.b
+        known = all(isinstance(v, (int, float)) for v in (a, b))
+        return known and (a - b) ** 2 > 0.2 * (a * a + b * b)
 
 
 def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Network:

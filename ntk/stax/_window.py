@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.stax._covariance import settle
+
 Array = jax.Array
+
+#: Entries that one sum may read before it is kept: a 5 x 5 filter in one pass.
+READS = 25
 
 
 class Padding(enum.Enum):
@@ -122,8 +127,61 @@ def _rolled(array: Array, axis: int, start: int, window: Window, length: int, wh
     return jnp.take(array, where, axis=axis)
 
 
+def sum_windows(array: Array, groups: Sequence[tuple[Sequence[int], Window]]) -> Array:
+    """Sums over the offsets of windows.
+
+    Args:
+      array: any.
+      groups: windows, each with the axes along which it moves in step.
+    """
+    array = _padded(array, groups)
+    reads = 1
+    for axes, window in groups:
+        reads *= window.size
+        if reads > READS:
+            (array,) = settle(array)
+            reads = window.size
+        parts = [_strided(array, axes, window, o * window.dilation) for o in range(window.size)]
+        array = parts[0]
+        for part in parts[1:]:
+            array = array + part
+    return array
+
+
+def _padded(array: Array, groups: Sequence[tuple[Sequence[int], Window]]) -> Array:
+    """Spread and padded such that the first offset of every window reads from 0 on."""
+    zeros, wraps = [(0, 0, 0)] * array.ndim, [(0, 0)] * array.ndim
+    for axes, window in groups:
+        last = (window.out - 1) * window.stride + (window.size - 1) * window.dilation
+        for axis in axes:
+            length = (array.shape[axis] - 1) * window.expand + 1
+            if window.circular:
+                # Wrapped once it is spread; what follows the last entry belongs to the period.
+                zeros[axis] = (0, window.expand - 1, window.expand - 1)
+                high = last + 1 - window.low - (length + window.expand - 1)
+                wraps[axis] = (window.low, max(high, 0))
+            else:
+                zeros[axis] = (window.low, last + 1 - window.low - length, window.expand - 1)
+    if any(config != (0, 0, 0) for config in zeros):
+        array = jax.lax.pad(array, jnp.zeros((), array.dtype), zeros)
+    if any(pad != (0, 0) for pad in wraps):
+        array = jnp.pad(array, wraps, mode="wrap")
+    elif not any(low > 0 or high > 0 or inner for low, high, inner in zeros):
+        return array
+    # Slices of an array in memory are read in whole vectors; slices of a padding are not.
+    (array,) = settle(array)
+    return array
+
+
+def _strided(array: Array, axes: Sequence[int], window: Window, start: int) -> Array:
+    last = start + (window.out - 1) * window.stride
+    for axis in axes:
+        array = jax.lax.slice_in_dim(array, start, last + 1, window.stride, axis)
+    return array
+
+
 def window_sum(array: Array, axes: Sequence[int], window: Window) -> Array:
-    """Sum over the offsets of a window along `axes`, in step."""
+    """Sum over the offsets of a window along `axes`, in step; for finite layers and masks."""
     parts = [shifted(array, axes, window, start) for start in window.starts()]
     total = parts[0]
     for part in parts[1:]:
@@ -142,22 +200,21 @@ def pair_windows(
       diagonal: see `array`.
       windows: one for each spatial axis; None leaves it alone.
     """
+    groups = []
     for i, window in enumerate(windows):
-        if window is None:
-            continue
-        axes = (lead + i,) if diagonal else (lead + 2 * i, lead + 2 * i + 1)
-        array = window_sum(array, axes, window)
-    return array
+        if window is not None:
+            axes = (lead + i,) if diagonal else (lead + 2 * i, lead + 2 * i + 1)
+            groups.append((axes, window))
+    return sum_windows(array, groups)
 
 
 def single_windows(array: Array, lead: int, windows: Sequence[Window | None]) -> Array:
     """Sums in which each position of a pair moves on its own: what pooling does."""
+    groups = []
     for i, window in enumerate(windows):
-        if window is None:
-            continue
-        for axis in (lead + 2 * i, lead + 2 * i + 1):
-            array = window_sum(array, (axis,), window)
-    return array
+        if window is not None:
+            groups += [((lead + 2 * i,), window), ((lead + 2 * i + 1,), window)]
+    return sum_windows(array, groups)
 
 
 def counts(window: Window, length: int) -> Array:

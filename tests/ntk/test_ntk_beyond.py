@@ -113,6 +113,43 @@ def test_kernel_of_an_nnx_module_and_a_refusal():
         ntk.kernel_fn_from_flax(soft, inputs=x)
 
 
+def test_functions_that_jax_inlines_are_gathered():
+    from flax import nnx
+
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("f")
+    std = {"parameterization": "standard", "b_std": 0.0}
+
+    def gelu(x):
+        return jax.nn.gelu(x, approximate=True)
+
+    first, last = nnx.Linear(5, 7, rngs=nnx.Rngs(0)), nnx.Linear(7, 1, rngs=nnx.Rngs(1))
+    module = nnx.Sequential(first, gelu, last)
+    kernel_fn = ntk.kernel_fn_from_flax(module, inputs=x, W_std=1.0, b_std=0.0)
+    true = stax.serial(stax.Dense(7, **std), stax.Elementwise(gelu), stax.Dense(1, **std))
+    np.testing.assert_allclose(kernel_fn(x, None, "ntk"), true.kernel_fn(x, None, "ntk"), rtol=1e-5)
+
+
+def test_dependent_branches_and_tied_weights_of_modules_are_refused():
+    from flax import linen
+
+    class Net(linen.Module):
+        tied: bool
+
+        @linen.compact
+        def __call__(self, x):
+            first = linen.Dense(4)
+            x = first(x)
+            if self.tied:
+                return first(jnp.tanh(x))
+            y = linen.Dense(4)(jnp.sin(x))
+            return x + y + jnp.tanh(x)
+
+    x = np.ones((2, 4), "f")
+    for tied, message in ((True, "an earlier operation uses"), (False, "depend on each other")):
+        with pytest.raises(NotImplementedError, match=message):
+            ntk.kernel_fn_from_flax(Net(tied), inputs=x, key=jax.random.key(0))
+
+
 def test_spectrum_on_the_sphere():
     with jax.enable_x64(True):
         # The arc-cosine kernel on the circle: h = (sin t + (pi - t) cos t) / (2 pi) / 2.

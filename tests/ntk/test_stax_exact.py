@@ -148,3 +148,78 @@ def test_rectified_monomials_at_equal_opposite_and_zero_inputs(degree):
     np.testing.assert_allclose(nngp[[0, 1], [0, 1]], moment, rtol=1e-13)
     np.testing.assert_allclose(nngp[0, 1], 0.0, atol=1e-13)
     assert np.isfinite(nngp).all()
+
+
+def branches_reference(x, y, blocks):
+    """ntk of Dense, `blocks` sums of the identity and Dense over ReLU, ReLU and Dense."""
+    with mp.workdps(60):
+        x, y = [mp.mpf(float(a)) for a in x], [mp.mpf(float(a)) for a in y]
+        w, b = mp.mpf(W) ** 2, mp.mpf(B) ** 2
+        k = [
+            w * sum(p * q for p, q in zip(*pair)) / len(x) + b for pair in ((x, y), (x, x), (y, y))
+        ]
+        ntk = k[0]
+
+        def behind(k, ntk):
+            dual, slope = relu_dual(*k)
+            new = [w * a + b for a in (dual, k[1] / 2, k[2] / 2)]
+            return new, new[0] + w * ntk * slope
+
+        for _ in range(blocks):
+            new, inner = behind(k, ntk)
+            k, ntk = [a + c for a, c in zip(k, new)], ntk + inner
+        return float(behind(k, ntk)[1])
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-3, 1e-9])
+def test_sums_of_branches_carry_the_residual(points, distance):
+    y = points + distance * np.random.default_rng(1).normal(size=points.shape)
+    dense = stax.Dense(1, W, B)
+    block = stax.serial(
+        stax.FanOut(2), stax.parallel(stax.Identity(), stax.serial(stax.Relu(), dense)),
+        stax.FanInSum(),
+    )  # fmt: skip
+    kernel_fn = stax.serial(dense, block, block, stax.Relu(), dense).kernel_fn
+    with jax.enable_x64(True):
+        found = np.asarray(kernel_fn(points, y, "ntk", accurate=True))
+    for i in range(2):
+        assert abs(found[i, i] / branches_reference(points[i], y[i], 2) - 1) < 1e-12
+
+
+def rows_reference(x, y, depth):
+    """ntk of `depth` convolutions of 3 zero-padded positions with ReLUs, Flatten, and Dense."""
+    with mp.workdps(60):
+        w, b = mp.mpf(W) ** 2, mp.mpf(B) ** 2
+        rows = [[[mp.mpf(float(a)) for a in p] for p in z] for z in (x, y)]
+        state = [
+            [sum(p * q for p, q in zip(s, t)) / len(s) for s, t in zip(*pair)]
+            for pair in (rows, (rows[0], rows[0]), (rows[1], rows[1]))
+        ]
+        ntk = [mp.mpf(0)] * len(x)
+
+        def seen(field):
+            wide = [mp.mpf(0), *field, mp.mpf(0)]
+            return [sum(wide[i : i + 3]) / 3 for i in range(len(field))]
+
+        for _ in range(depth):
+            cross, v1, v2 = ([w * a + b for a in seen(field)] for field in state)
+            ntk = [k + w * a for k, a in zip(cross, seen(ntk))]
+            duals = [relu_dual(*at) for at in zip(cross, v1, v2)]
+            state = [[d[0] for d in duals], [a / 2 for a in v1], [a / 2 for a in v2]]
+            ntk = [a * d[1] for a, d in zip(ntk, duals)]
+        total = w * sum(state[0]) / len(x) + b
+        return float(total + w * sum(ntk) / len(x))
+
+
+def test_equal_images_are_exact_in_either_batch():
+    x = np.random.default_rng(1).normal(size=(3, 4, 2))
+    net = stax.serial(
+        *[stax.Conv(1, (3,), padding="SAME", W_std=W, b_std=B), stax.Relu()] * 3,
+        stax.Flatten(), stax.Dense(1, W, B),
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        own = np.asarray(net.kernel_fn(np.concatenate([x, x[:1]]), None, "ntk"))
+        cross = np.asarray(net.kernel_fn(x, x[[1, 0]].copy(), "ntk"))
+    for value, i, j in ((own[1, 1], 1, 1), (own[0, 3], 0, 0), (cross[0, 1], 0, 0),
+                        (cross[2, 0], 2, 1)):  # fmt: skip
+        assert abs(value / rows_reference(x[i], x[j], 3) - 1) < 1e-13
