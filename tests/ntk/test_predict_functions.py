@@ -103,6 +103,29 @@ def test_posterior_matches_conditional_gaussian():
     np.testing.assert_allclose(found.covariance, tt - td @ np.linalg.inv(noisy) @ td.T, atol=1e-12)
 
 
+def test_ensembles_match_matrix_functions_at_a_finite_time():
+    (dd, td, _), (gg, tg, tt) = joint(34, 6, 4), joint(35, 6, 4)
+    y, rate, t = normal(36, 6, 2), 0.4, 9.0
+
+    def kernel_fn(a, b, get):
+        ntk, nngp = {(6, 6): (dd, gg), (4, 6): (td, tg), (4, 4): (tt, tt)}[
+            len(a), len(a if b is None else b)
+        ]
+        return collections.namedtuple("Pair", get)(*({"ntk": ntk, "nngp": nngp}[k] for k in get))
+
+    with jax.enable_x64(True):
+        predict_fn = predict.gradient_descent_mse_ensemble(kernel_fn, np.zeros(6), y, rate)
+        found = predict_fn(t, np.zeros(4), None, compute_cov=True)
+    tau = rate * t / y.size
+    shrink = td @ integral(dd, tau)
+    np.testing.assert_allclose(found.ntk.mean, shrink @ y, atol=1e-11)
+    covariance = tt + shrink @ gg @ shrink.T - shrink @ tg.T - tg @ shrink.T
+    np.testing.assert_allclose(found.ntk.covariance, covariance, atol=1e-11)
+    np.testing.assert_allclose(found.nngp.mean, tg @ integral(gg, tau) @ y, atol=1e-11)
+    covariance = tt - tg @ integral(gg, 2 * tau) @ tg.T
+    np.testing.assert_allclose(found.nngp.covariance, covariance, atol=1e-11)
+
+
 def scipy_flow(gradient, dd, td, f0, f1, rate, momentum, time):
     """Function-space training by SciPy's DOP853 at 1e-13, written as one flat vector."""
     n, m = f0.size, f1.size
