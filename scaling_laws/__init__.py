@@ -16,12 +16,14 @@ from scaling_laws._curve_interval import coverage as coverage
 from scaling_laws._curve_interval import curve_interval as curve_interval
 from scaling_laws._fit import fit as fit
 from scaling_laws._intervals import interval as interval
-from scaling_laws._intervals import profile as profile
+from scaling_laws._intervals import intervals as intervals
+from scaling_laws._profile import profile as profile
 from scaling_laws._result import Diagnostics as Diagnostics
 from scaling_laws._result import FitResult as FitResult
 from scaling_laws._schedule_search import Schedule as Schedule
 from scaling_laws._schedule_search import optimize_schedule as optimize_schedule
 from scaling_laws._shared_steps import last_shared_step as last_shared_step
 from scaling_laws._shared_steps import unshared as unshared
+from scaling_laws._simulate import simulated_coverage as simulated_coverage
 from scaling_laws._watch import Forecast as Forecast
 from scaling_laws._watch import watch as watch

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -44,18 +45,21 @@ def main(argv=None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
+        # What cannot be written is refused before the work, not after it.
+        for path in (arguments.out, getattr(arguments, "plot", None)):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
         record = COMMANDS[arguments.command](arguments)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        record["seed"] = arguments.seed
+        text = json.dumps(_plain(record), indent=1)
+        if arguments.out is None:
+            sys.stdout.write(text + "\n")
+        else:
+            arguments.out.write_text(text + "\n")
+            _say(f"wrote {arguments.out}")
+    except (ValueError, OSError, ImportError) as error:
         _say(f"error: {error}")
         return 2
-    record["seed"] = arguments.seed
-    text = json.dumps(_plain(record), indent=1)
-    if arguments.out is None:
-        sys.stdout.write(text + "\n")
-    else:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
-        _say(f"wrote {arguments.out}")
     return 0
 
 
@@ -144,6 +148,14 @@ def _schedule(text):
             continue
         values[key] = int(number) if key in ("warmup", "steps", "switch", "decay_start") else number
     steps = values.pop("steps", None)
+    known = inspect.signature(SHAPES[shape]).parameters
+    keys = [key for key in known if key != "steps"]
+    missing = [key for key in keys if known[key].default is inspect.Parameter.empty]
+    if set(values) - set(keys) or set(missing) - set(values):
+        raise ValueError(
+            f"--schedule {text!r}: {shape} takes {', '.join(keys)} and steps, and needs "
+            f"{', '.join(missing)}; got {', '.join(values) or 'none'}."
+        )
     return (lambda total: SHAPES[shape](total, **values)), steps
 
 
@@ -172,9 +184,7 @@ def _data(law, arguments):
         return _curves(arguments.data, arguments, arguments.schedule)
     if len(arguments.data) != 1:
         raise ValueError(f"{law.name} takes one table, got {len(arguments.data)} files.")
-    columns = complete_columns(read_columns(arguments.data[0]), law.inputs)
-    wanted = {*law.inputs, "loss", "params", "flops"}
-    return {name: values for name, values in columns.items() if name in wanted}
+    return complete_columns(read_columns(arguments.data[0]), law.inputs)
 
 
 def _fitted(arguments):

@@ -58,6 +58,11 @@ def compute_optimal(
     if min(result.params["alpha"], result.params.get("beta", 1.0)) <= 0:
         raise ValueError("compute_optimal: an exponent is 0, so there is no optimum.")
     best = optimum(result.params, flops, inference_tokens)
+    if np.min(best["params"]) < 1:
+        raise ValueError(
+            f"compute_optimal: {np.min(flops):.3g} flops leave less than one parameter"
+            + (f" for {inference_tokens:.3g} inference_tokens." if inference_tokens else ".")
+        )
     intervals = {}
     if bootstrap is not None:
         samples = {s: v[:, None] for s, v in bootstrap.samples.items()}

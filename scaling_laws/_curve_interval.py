@@ -8,19 +8,23 @@ import numpy as np
 from scipy import stats
 
 from scaling_laws import _data, _levenberg, _polish
+from scaling_laws._diagnostics import jacobian_at
 from scaling_laws._fit import batch_of, lanes_for
 from scaling_laws._intervals import covariance
 from scaling_laws._result import FitResult
 from scaling_laws._shared_steps import last_shared_step
+from scaling_laws.laws._schedule import TRUNK
 
 
 @dataclasses.dataclass(frozen=True)
 class CurveInterval:
     """A predicted curve with its interval.
 
-    prediction, low, high: [points]. noise, parameter_error, model_error: standard deviations of
-    log loss; the last is measured on fitted runs that were left out in turn. coverage: share of
-    their points inside intervals made without them, or None where only one run was fitted.
+    prediction, low, high: [points]. noise, parameter_error, model_error, extrapolation_error:
+    standard deviations of log loss; model_error is measured on fitted runs that were left out in
+    turn, extrapolation_error, which is 0 up to the largest fitted area, on the later half of the
+    fitted areas. coverage: share of the points of the runs left out inside intervals made without
+    them, or None where only one run was fitted.
     """
 
     prediction: np.ndarray
@@ -29,6 +33,7 @@ class CurveInterval:
     noise: float
     parameter_error: np.ndarray
     model_error: float
+    extrapolation_error: np.ndarray
     coverage: float | None
     warnings: tuple[str, ...]
 
@@ -36,27 +41,32 @@ class CurveInterval:
 def curve_interval(result: FitResult, curve, level=0.95) -> CurveInterval:
     """Interval for the losses of `curve`, a run that was not fitted.
 
-    Three errors add in square: noise of a point, error of the parameters (widened by the
-    autocorrelation of the residuals) and error of the law, the root mean square log error on each
-    fitted run when it is left out of the fit (its steps shared with other runs not counted). The
-    last dominates on real curves; a bootstrap of points does not see it.
+    Four errors add in square: noise of a point, error of the parameters (widened by the
+    autocorrelation of the residuals), error of the law, the root mean square log error on each
+    fitted run when it is left out of the fit (its steps shared with other runs not counted), and,
+    beyond the fitted areas, `extrapolation_growth` times the logarithm of how far beyond. The last
+    two dominate on real curves; a bootstrap of points does not see them.
     """
     if not 0 < level < 1:
         raise ValueError(f"curve_interval: level must be in (0, 1), got {level!r}.")
     prediction = np.log(result.predict(curve))
-    slopes = _slopes(result, curve)
+    inputs, _ = _data.curve_inputs(result.law, [curve])
+    inputs = _data.scale_inputs(inputs, result.prepared.scales)
+    slopes = _slopes(result, inputs, len(curve.steps))
     parameter = np.sqrt(np.einsum("np,pq,nq->n", slopes, covariance(result), slopes))
     errors = left_out_errors(result)
     warnings = []
     sizes = {name: float(np.sqrt(np.mean(e**2))) for name, e in errors.items()}
     noise = point_noise(result)
-    if len(sizes) < 2:
+    if not sizes:
         warnings.append(
-            "fewer than two runs can be left out in turn, so the error of the law is not measured "
-            "and the interval is too narrow."
+            "no fitted run can be left out in turn, so the error of the law is not measured and "
+            "the interval is too narrow."
         )
     model = float(np.sqrt(np.mean(np.square(list(sizes.values()))))) if sizes else 0.0
-    total = np.sqrt(noise**2 + parameter**2 + model**2)
+    beyond = np.log(inputs["area"] / np.max(result.prepared.inputs["area"]))
+    extrapolation = extrapolation_growth(result) * np.maximum(beyond, 0.0)
+    total = np.sqrt(noise**2 + parameter**2 + model**2 + extrapolation**2)
     width = quantile(level, len(sizes)) * total
     return CurveInterval(
         prediction=np.exp(prediction),
@@ -65,6 +75,7 @@ def curve_interval(result: FitResult, curve, level=0.95) -> CurveInterval:
         noise=noise,
         parameter_error=parameter,
         model_error=model,
+        extrapolation_error=extrapolation,
         coverage=_left_out_coverage(errors, sizes, noise, level),
         warnings=tuple(warnings),
     )
@@ -87,11 +98,10 @@ def coverage(result: FitResult, curves, level=0.95) -> dict[str, float]:
 def quantile(level, runs):
     """Quantile of a new run's error, in units of the root mean square over `runs` left-out runs.
 
-    Student's t: an error that is known from three runs deserves a wide interval.
+    Student's t with one degree of freedom per run: the mean square is about zero, no mean is taken
+    off it, and the points of a run err together.
     """
-    if runs < 2:
-        return float(stats.norm.ppf((1 + level) / 2))
-    return float(stats.t.ppf((1 + level) / 2, runs - 1)) * np.sqrt(1 + 1 / runs)
+    return float(stats.t.ppf((1 + level) / 2, runs) if runs else stats.norm.ppf((1 + level) / 2))
 
 
 def point_noise(result):
@@ -155,6 +165,41 @@ def left_out_errors(result: FitResult) -> dict[int, np.ndarray]:
     return errors
 
 
+def extrapolation_growth(result: FitResult) -> float:
+    """Log error per unit of log area beyond the fitted areas: that of the trunk, fitted to a half.
+
+    L0, A and alpha are fitted anew to the points up to half of the largest area, the response is
+    kept (the early half may hold no decay), and the error on the later points is taken to be
+    proportional to log(area / half).
+    """
+    prepared, symbols = result.prepared, result.law.symbols
+    half = 0.5 * np.max(prepared.inputs["area"])
+    early = prepared.inputs["area"] <= half
+    later = ~early & (prepared.weights > 0)
+    trunk = result.free & np.isin(symbols, [p.symbol for p in TRUNK])
+    if np.sum(early & (prepared.weights > 0)) <= 2 * np.sum(trunk) or not later.any():
+        return 0.0
+    kind, deltas = result.settings.stages()
+    solution = _levenberg.solve(
+        _polish.Residual(result.law),
+        batch_of(
+            prepared,
+            result.z[None],
+            np.where(trunk, result.lower, result.z),
+            np.where(trunk, result.upper, result.z),
+            weights=(prepared.weights * early)[None],
+        ),
+        kind=kind,
+        delta=deltas[-1],
+        tolerance=1e-8,
+        max_iterations=200,
+        lanes=1,
+    )
+    errors = jacobian_at(result.law, prepared, solution.z[0])[1][later]
+    beyond = np.log(prepared.inputs["area"][later] / half)
+    return float(np.sqrt(np.sum(errors**2) / np.sum(beyond**2)))
+
+
 def _left_out_coverage(errors, sizes, noise, level):
     if len(errors) < 2:
         return None
@@ -166,15 +211,13 @@ def _left_out_coverage(errors, sizes, noise, level):
     return float(np.mean(shares))
 
 
-def _slopes(result, curve):
-    """d log prediction / d z at the points of a curve, [points, free]."""
-    inputs, _ = _data.curve_inputs(result.law, [curve])
-    scaled = _data.scale_inputs(inputs, result.prepared.scales)
+def _slopes(result, inputs, points):
+    """d log prediction / d z at scaled inputs, [points, free]."""
     with jax.enable_x64(True):
         slopes, _ = _levenberg.jacobian(
             _polish.Residual(result.law),
             jnp.asarray(result.z),
-            jax.tree.map(jnp.asarray, scaled),
-            jnp.zeros(len(curve.steps)),
+            jax.tree.map(jnp.asarray, inputs),
+            jnp.zeros(points),
         )
         return np.asarray(slopes).T[:, result.free]

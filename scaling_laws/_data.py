@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from scaling_laws.curves._curve import Curve
 from scaling_laws.laws import _drops
 from scaling_laws.laws._base import Prepared
 
@@ -178,6 +179,9 @@ def prepare_curves(law, data, **options) -> Prepared:
         range(len(curves)),
         key=lambda i: (len(curves[i].steps), float(np.sum(curves[i].losses)), i),
     )
+    lengths = [len(curve.steps) for curve in curves]
+    rows = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+    order = np.concatenate([rows[i] for i in ranking])
     curves = [curves[i] for i in ranking]
     inputs, groups = curve_inputs(law, curves, **options)
     losses = np.concatenate([np.asarray(curve.losses, dtype=float) for curve in curves])
@@ -200,5 +204,43 @@ def prepare_curves(law, data, **options) -> Prepared:
         scales=scales,
         groups=np.asarray(ranking)[groups],
         weights=np.ones(len(losses)),
-        order=np.arange(len(losses)),
+        order=order,
     )
+
+
+def thin_curves(law, data, prepared, points, **options):
+    """The prepared curves with about `points` evenly chosen points each, in the same scales."""
+    curves = as_curves(data, f"fit({law.name})")
+    everything = np.ones(len(prepared.weights), bool)
+    rows = _evenly(prepared.groups, everything, points)
+    # Points of weight 0 keep their place, so that other weights do not compile again, unless too
+    # few others are left.
+    if np.sum(prepared.weights[rows] > 0) < 4 * len(law.parameters):
+        rows = _evenly(prepared.groups, prepared.weights > 0, points)
+    kept = []
+    for group in dict.fromkeys(prepared.groups[rows].tolist()):
+        chosen = (rows - np.flatnonzero(prepared.groups == group)[0])[
+            prepared.groups[rows] == group
+        ]
+        curve = curves[group]
+        steps, losses = np.asarray(curve.steps)[chosen], np.asarray(curve.losses)[chosen]
+        size = getattr(curve, "params", None)
+        kept.append(Curve(steps, losses, curve.learning_rates, params=size))
+    inputs, _ = curve_inputs(law, kept, **options)
+    return dataclasses.replace(
+        prepared,
+        inputs=scale_inputs(inputs, prepared.scales),
+        log_losses=prepared.log_losses[rows],
+        groups=prepared.groups[rows],
+        weights=prepared.weights[rows],
+        order=prepared.order[rows],
+    )
+
+
+def _evenly(groups, wanted, points):
+    """Rows of about `points` wanted points of each group, its last one always among them."""
+    rows = []
+    for group in dict.fromkeys(groups.tolist()):
+        own = np.flatnonzero((groups == group) & wanted)
+        rows.append(own[:: -max(len(own) // points, 1)][::-1])
+    return np.concatenate(rows)

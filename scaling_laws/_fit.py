@@ -45,7 +45,7 @@ def fit(
         law's own units; every one is run.
       max_starts: how many of the grid are run, the best by the closed form first.
       fixed: symbol -> value that is not fitted.
-      weights: [points] of a table, or one per curve; a point counts so often.
+      weights: one per point (of all curves in turn), or one per curve; a point counts so often.
       drop_largest: leave out so many of the largest losses (Besiroglu et al. 2024 leave out 5).
       method: "lm" or "lbfgs".
       max_iterations: for each start.

@@ -1,13 +1,15 @@
-"""Intervals for parameters: delta method and profile likelihood."""
+"""Intervals for parameters by the delta method."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from scaling_laws import _levenberg, _polish, _robust
+from scaling_laws import _robust
 from scaling_laws._diagnostics import jacobian_at
-from scaling_laws._fit import batch_of, lanes_for
+from scaling_laws._polish import Residual
 from scaling_laws._result import FitResult
 
 WINDOW = 0.6  # of the noise, around 0
@@ -63,120 +65,62 @@ def noise_factor(result, residuals):
     return float(np.mean(psi**2)) / max(float(np.mean(curvature)), 1e-300) ** 2 * correction
 
 
-def interval(result: FitResult, symbol, level=0.95) -> tuple[float, float]:
-    """Interval of one parameter by the delta method, taken in the scale in which it is fitted.
-
-    A logarithm for amplitudes, so bounds never go below 0. Uses Student's t with the effective
-    points less the parameters as degrees of freedom.
-    """
-    if symbol not in result.law.symbols:
-        raise ValueError(f"interval: {symbol!r} is not one of {list(result.law.symbols)}.")
-    index = result.law.symbols.index(symbol)
-    value = result.params[symbol]
-    if not result.free[index]:
-        return value, value
-    parameter = result.law.parameters[index]
-
-    def seen(z):
-        natural = result.law.natural(z, result.prepared.scales)[symbol]
-        if parameter.scale == "log":
-            return jnp.log(natural)
-        return jnp.log(1 - natural) if parameter.scale == "complement" else natural
-
-    with jax.enable_x64(True):
-        slope = np.asarray(jax.grad(seen)(jnp.asarray(result.z)))[result.free]
-    error = float(np.sqrt(slope @ covariance(result) @ slope))
-    degrees = max(result.diagnostics.effective_points - np.sum(result.free), 1.0)
-    width = float(stats.t.ppf((1 + level) / 2, degrees)) * error
-    if parameter.scale == "log":
-        return float(value * np.exp(-width)), float(value * np.exp(width))
-    if parameter.scale == "complement":
-        return float(1 - (1 - value) * np.exp(width)), float(1 - (1 - value) * np.exp(-width))
-    return value - width, value + width
-
-
-def profile(result: FitResult, symbol, *, level=0.95, num_points=41, span=4.0):
-    """Profile likelihood of one parameter: all others fitted anew at each value of it.
-
-    Args:
-      result: a fit.
-      symbol: the parameter; its inner value is moved, so an amplitude is that of the scaled data.
-      level: of the interval.
-      num_points: values tried, all in one batch.
-      span: how far to either side, in delta-method standard errors.
-    Returns:
-      dict with `values` and `ratios` (twice the rise of the log likelihood) and `interval`, whose
-      ends are infinite where the profile does not reach the level inside the span.
-    """
-    index = result.law.symbols.index(symbol)
-    if not result.free[index]:
-        raise ValueError(f"profile: {symbol} was fixed in this fit.")
-    column = int(np.sum(result.free[:index]))
-    error = float(np.sqrt(covariance(result)[column, column]))
-    grid = result.z[index] + np.linspace(-span, span, num_points) * error
-    grid = np.clip(grid, result.lower[index], result.upper[index])
-    lower = np.repeat(result.lower[None], num_points, axis=0)
-    upper = np.repeat(result.upper[None], num_points, axis=0)
-    lower[:, index] = upper[:, index] = grid
-    start = np.repeat(result.z[None], num_points, axis=0)
-    start[:, index] = grid
-    kind, deltas = result.settings.stages()
-    solution = _levenberg.solve(
-        _polish.Residual(result.law),
-        batch_of(result.prepared, start, lower, upper, which={"bounds": np.arange(num_points)}),
-        kind=kind,
-        delta=deltas[-1],
-        tolerance=1e-10,
-        max_iterations=400,
-        lanes=lanes_for(result.prepared),
-    )
-    residuals = jacobian_at(result.law, result.prepared, result.z)[1]
-    used = result.prepared.weights > 0
-    factor = noise_factor(result, residuals[used]) * _curvature(result, residuals[used])
-    repeated = result.diagnostics.num_points / result.diagnostics.effective_points
-    best = min(float(np.min(solution.objective)), _smooth_objective(result, residuals))
-    ratios = 2 * (solution.objective - best) / (factor * repeated)
-    degrees = max(result.diagnostics.effective_points - np.sum(result.free), 1.0)
-    cut = float(stats.f.ppf(level, 1, degrees))
-    parameter = result.law.parameters[index]
-    values = _natural_axis(result, solution.z, symbol)
-    low, high = _crossings(grid, values, ratios, cut, result.z[index])
-    if parameter.scale == "complement":
-        low, high = high, low
-    return {"values": values, "ratios": ratios, "interval": (low, high)}
-
-
-def _curvature(result, residuals):
+def mean_curvature(result, residuals):
+    """How curved the loss is on average over these residuals; 1 for least squares."""
     if result.settings.loss == "lsq":
         return 1.0
     return float(np.mean(_slope_and_density(result, residuals)[1]))
 
 
-def _smooth_objective(result, residuals):
-    kind, deltas = result.settings.stages()
+def degrees_of_freedom(result) -> float:
+    """Effective points less the fitted parameters, at least 1."""
+    return float(max(result.diagnostics.effective_points - np.sum(result.free), 1.0))
+
+
+def intervals(result: FitResult, level=0.95) -> dict[str, tuple[float, float]]:
+    """Interval of every parameter by the delta method, each in the scale in which it is fitted.
+
+    A logarithm for amplitudes, so bounds never go below 0. Uses Student's t with the effective
+    points less the parameters as degrees of freedom.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"interval: level must be in (0, 1), got {level!r}.")
     with jax.enable_x64(True):
-        terms = np.asarray(_robust.value(kind, deltas[-1], jnp.asarray(residuals)))
-    return float(np.sum(np.where(result.prepared.weights > 0, result.prepared.weights * terms, 0)))
+        slopes = _slopes(Residual(result.law), jnp.asarray(result.z), result.prepared.scales)
+        slopes = np.asarray(slopes)[:, result.free]
+    spread = covariance(result)
+    quantile = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom(result)))
+    ends = {}
+    for index, parameter in enumerate(result.law.parameters):
+        value = result.params[parameter.symbol]
+        width = quantile * float(np.sqrt(slopes[index] @ spread @ slopes[index]))
+        if not result.free[index]:
+            low = high = value
+        elif parameter.scale == "log":
+            low, high = value * np.exp(-width), value * np.exp(width)
+        elif parameter.scale == "complement":
+            low, high = 1 - (1 - value) * np.exp(width), 1 - (1 - value) * np.exp(-width)
+        else:
+            low, high = value - width, value + width
+        ends[parameter.symbol] = (float(low), float(high))
+    return ends
 
 
-def _natural_axis(result, z, symbol):
-    with jax.enable_x64(True):
-        scales = result.prepared.scales
-        natural = jax.vmap(lambda row: result.law.natural(row, scales)[symbol])(jnp.asarray(z))
-        return np.asarray(natural)
+def interval(result: FitResult, symbol, level=0.95) -> tuple[float, float]:
+    """`intervals` of one parameter."""
+    if symbol not in result.law.symbols:
+        raise ValueError(f"interval: {symbol!r} is not one of {list(result.law.symbols)}.")
+    return intervals(result, level)[symbol]
 
 
-def _crossings(grid, values, ratios, cut, centre):
-    def crossing(rows):
-        above = [i for i in rows if ratios[i] > cut]
-        if not above:
-            return None
-        outer = above[0]
-        inner = outer + (1 if grid[outer] < centre else -1)
-        share = (cut - ratios[inner]) / (ratios[outer] - ratios[inner])
-        return float(values[inner] + share * (values[outer] - values[inner]))
+@partial(jax.jit, static_argnums=0)
+def _slopes(residual, z, scales):
+    """d (natural parameter, in the scale of its fit) / d z, [parameters, parameters]."""
+    law = residual.law
 
-    left = [i for i in range(len(grid)) if grid[i] < centre][::-1]
-    right = [i for i in range(len(grid)) if grid[i] > centre]
-    low, high = crossing(left), crossing(right)
-    return -np.inf if low is None else low, np.inf if high is None else high
+    def seen(z):
+        natural = law.natural(z, scales)
+        maps = {"log": jnp.log, "complement": lambda x: jnp.log(1 - x), "linear": lambda x: x}
+        return jnp.stack([maps[p.scale](natural[p.symbol]) for p in law.parameters])
+
+    return jax.jacfwd(seen)(z)

@@ -1,5 +1,7 @@
 """Predictions from natural parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def _table(law, params, data):
     columns = _data.complete_columns(data, law.inputs)
     with jax.enable_x64(True):
         inputs = {name: jnp.asarray(columns[name]) for name in law.inputs}
-        return np.asarray(law.predict(params, inputs))
+        return np.asarray(_evaluate(law, _arrays(params), inputs))
 
 
 def _curve(law, params, curve):
@@ -58,4 +60,14 @@ def _curve(law, params, curve):
     )
     inputs, _ = _data.curve_inputs(law, [curve])
     with jax.enable_x64(True):
-        return np.asarray(law.predict(params, jax.tree.map(jnp.asarray, inputs)))
+        return np.asarray(_evaluate(law, _arrays(params), jax.tree.map(jnp.asarray, inputs)))
+
+
+def _arrays(params):
+    """Arrays, so that other values do not compile again."""
+    return {symbol: jnp.asarray(value, float) for symbol, value in params.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(law, params, inputs):
+    return law.predict(params, inputs)

@@ -184,10 +184,8 @@ def limit_slope(rates, max_slope):
 
     A cliff becomes a ramp that begins earlier, so the last rate is kept where the peak allows it.
     """
-    limited = rates.copy()
-    for step in range(len(rates) - 2, -1, -1):
-        limited[step] = min(limited[step], limited[step + 1] + max_slope)
-    return limited
+    line = max_slope * np.arange(len(rates))
+    return np.minimum.accumulate((rates + line)[::-1])[::-1] - line
 
 
 def _refine(evaluate, rates, value, peak, floor, monotone, max_slope, max_iterations):

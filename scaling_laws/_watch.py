@@ -47,6 +47,8 @@ def watch(curve, law=None, *, earlier=(), level=0.95, key=None, **options) -> Fo
       fall, the gain of annealing cannot be told from the curve at all, and the status says so.
     """
     law = LRAnnealing() if law is None else law
+    if not hasattr(law, "response"):
+        raise ValueError(f"watch: needs a schedule law, got {law.name}.")
     rates = np.asarray(curve.learning_rates, dtype=float)
     now, end = int(curve.steps[-1]), len(rates) - 1
     planned = rates.max() - rates[-1]

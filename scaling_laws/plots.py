@@ -39,14 +39,19 @@ def fit_and_residuals(result, axes=None):
     else:
         predicted = result.predict(result.data)
         measured = np.asarray(result.data["loss"])
-        axes[0].loglog(predicted, measured, ".", ms=4, label=f"n = {len(measured)}")
+        used = np.zeros(len(measured), bool)
+        used[result.prepared.order] = result.prepared.weights > 0
+        axes[0].plot(predicted[used], measured[used], ".", ms=4, label=f"fitted, n = {used.sum()}")
+        if not used.all():
+            rest = f"left out, n = {np.sum(~used)}"
+            axes[0].plot(predicted[~used], measured[~used], "x", ms=4, color="C1", label=rest)
         ends = [measured.min(), measured.max()]
-        axes[0].loglog(ends, ends, "k-", lw=0.8)
+        axes[0].plot(ends, ends, "k-", lw=0.8)
         axes[0].set(
             xlabel="predicted loss", ylabel="measured loss", title=f"{result.law.name}: fit"
         )
-        axes[0].legend()
-        axes[1].semilogx(predicted, 100 * np.log(measured / predicted), ".", ms=4)
+        axes[0].legend(fontsize=8)
+        axes[1].plot(predicted[used], 100 * np.log(measured / predicted)[used], ".", ms=4)
         axes[1].set(xlabel="predicted loss", ylabel="log residual (%)")
     axes[1].axhline(0, color="k", lw=0.6)
     return axes

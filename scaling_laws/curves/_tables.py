@@ -45,7 +45,10 @@ def read_columns(path) -> dict[str, np.ndarray]:
             f"curves.read: {path.name} ends in {path.suffix!r}; one of {sorted(readers)}, or a "
             "TensorBoard event file or folder."
         )
-    columns = readers[path.suffix.lower()](path)
+    try:
+        columns = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError:
+        raise ValueError(f"curves.read: {path} is not a text file in UTF-8.") from None
     if not columns:
         raise ValueError(f"curves.read: {path} holds no columns.")
     return {_wandb(name): v for name, v in columns.items() if not name.endswith(("__MIN", "__MAX"))}
@@ -110,7 +113,7 @@ def _tensorboard(path):
         ) from error
     files = sorted(path.glob("**/*tfevents*")) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"curves.read: no TensorBoard event file under {path}.")
+        raise ValueError(f"curves.read: the folder {path} holds no TensorBoard event file.")
     rows: list[dict] = []
     for file in files:
         by_step: dict[int, dict] = {}

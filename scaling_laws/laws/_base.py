@@ -171,8 +171,8 @@ class Prepared:
 
     inputs: scaled arrays, leaves of any shape. log_losses: [points], of the scaled loss.
     scales: dimension -> the unit inside, in the data's own unit. groups: [points], the curve of
-    each point (0 for a table). weights: [points]. order: the rows that are kept, by row of the
-    data. notes: what was done to the data, in words.
+    each point (0 for a table). weights: [points]. order: the row of the data (of all curves in
+    turn) that each point is. notes: what was done to the data, in words.
     """
 
     inputs: Any

@@ -102,3 +102,27 @@ def test_refusals_are_messages_and_code_2(table, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert main(["fit", str(table), "--schedule=square:peak=1"]) == 2
     assert "shape must be one of" in capsys.readouterr().err
+
+
+def test_wrong_input_of_a_user_is_one_line(table, tmp_path, capsys):
+    binary, folder = tmp_path / "binary.csv", tmp_path / "folder"
+    binary.write_bytes(bytes(range(256)))
+    folder.mkdir()
+    log = tmp_path / "log.csv"
+    log.write_text("step,lr,loss\n" + "".join(f"{s},1e-3,{4 / s}\n" for s in range(1, 30)))
+    wrong = {
+        "is not a text file": ["fit", str(binary)],
+        "holds no TensorBoard event file": ["fit", str(folder)],
+        "cosine takes peak, end, warmup and steps, and needs peak; got peek": [
+            "schedule", str(log), "--steps=100", "--schedule=cosine:peek=1"],
+        "needs peak; got none": ["schedule", str(log), "--steps=9", "--schedule=cosine"],
+        "less than one parameter": [
+            "frontier", str(table), "--flops", "1e21", "--inference-tokens=1e30"],
+        "no learning rate falls": ["fit", str(log)],
+        "File exists": ["fit", str(table), "--law=chinchilla", f"--out={table}/fit.json"],
+    }  # fmt: skip
+    for words, command in wrong.items():
+        assert main(command) == 2, command
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert len(lines) == 1
+        assert words in lines[0], lines

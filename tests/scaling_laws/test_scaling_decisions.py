@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scaling_laws
-from scaling_laws import curves, laws
+from scaling_laws import _curve_interval, curves, laws
 
 TRUTH = {"L0": 2.6, "A": 0.6, "alpha": 0.45, "C": 1.0, "lambda": 0.995}
 
@@ -77,6 +77,35 @@ def test_constraints_of_the_schedule_hold(fitted):
         scaling_laws.optimize_schedule(fitted, steps=100, peak=1e-3, floor=1.0)
 
 
+def test_curves_in_another_order_twice_or_in_other_units_give_the_same_fit(runs, fitted):
+    law, p = laws.LRAnnealing(decay=0.995), fitted.params
+    for same in (runs[::-1], [runs[1], *runs, runs[0], runs[2]]):
+        result = scaling_laws.fit(law, same)
+        for symbol, value in p.items():
+            assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
+    bits = [
+        dataclasses.replace(c, losses=c.losses / np.log(2), learning_rates=1e3 * c.learning_rates)
+        for c in runs
+    ]
+    q = scaling_laws.fit(law, bits).params
+    assert q["L0"] * np.log(2) == pytest.approx(p["L0"], rel=1e-6)
+    assert q["A"] * np.log(2) == pytest.approx(p["A"] * 1e3 ** p["alpha"], rel=1e-6)
+    assert q["C"] * np.log(2) == pytest.approx(p["C"] / 1e3, rel=1e-6)
+    assert q["alpha"] == pytest.approx(p["alpha"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_weights_of_points_follow_the_curves_as_they_were_given(runs):
+    """Weight 0 for the second half of the first curve is the same as leaving it out."""
+    law = laws.LRAnnealing(decay=0.995)
+    kept = [np.ones(len(c.steps)) for c in runs]
+    kept[0][runs[0].steps > 1500] = 0.0
+    masked = scaling_laws.fit(law, runs, weights=np.concatenate(kept))
+    cut = scaling_laws.fit(law, [runs[0].up_to(1500), *runs[1:]])
+    for symbol, value in cut.params.items():
+        assert masked.params[symbol] == pytest.approx(value, rel=1e-6), symbol
+
+
 def test_shared_prefixes_are_no_test(runs):
     branch = dataclasses.replace(
         runs[2], losses=np.where(runs[2].steps <= 2000, runs[2].losses, 2.9), name="branch"
@@ -126,6 +155,16 @@ def test_intervals_for_curves_cover_new_runs(fitted):
     assert band.noise == pytest.approx(2e-4, rel=0.3)
     assert np.all(band.low < band.prediction)
     assert band.coverage is not None
+
+
+def test_the_width_for_a_new_run_is_that_of_a_root_mean_square_about_zero():
+    """e / rms of m others, all normal about 0, is Student's t with m degrees of freedom."""
+    rng = np.random.default_rng(0)
+    for runs_left_out in (2, 3, 8):
+        errors = rng.standard_normal((200_000, runs_left_out + 1))
+        scale = np.sqrt(np.mean(errors[:, 1:] ** 2, axis=1))
+        inside = np.abs(errors[:, 0]) <= _curve_interval.quantile(0.95, runs_left_out) * scale
+        assert np.mean(inside) == pytest.approx(0.95, abs=2e-3)
 
 
 def test_schedule_fits_refuse_what_they_cannot_tell(runs):

@@ -53,10 +53,12 @@ def test_multi_power_reaches_its_optimum_with_every_drop_exact(size):
 
 @pytest.mark.slow
 def test_curve_intervals_cover_runs_that_were_not_fitted():
+    """Nominal 95 % of the unshared points of twelve runs."""
+    shares = []
     for size in ("25M", "100M"):
         result = scaling_laws.fit(laws.LRAnnealing(), load(size, TRAIN))
-        shares = scaling_laws.coverage(result, load(size, TEST))
-        assert np.mean(list(shares.values())) >= 0.9, (size, shares)
+        shares += scaling_laws.coverage(result, load(size, TEST)).values()
+    assert np.mean(shares) >= 0.92, shares
 
 
 @pytest.mark.slow
