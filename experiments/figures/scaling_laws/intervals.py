@@ -10,19 +10,9 @@ from experiments.figures import claim
 from scaling_laws import curves, laws
 from shared.plotting import COLORS, new_figure
 
-TRUTH = {"L0": 2.6, "A": 0.6, "alpha": 0.45, "B": 500.0, "C": 0.05}
-NOISE = 2e-4
+NOISE = 2e-4  # of a point, as on the real curves at 25M and 100M parameters
 STEPS = 6000
-
-
-def _run(name: str, rates: np.ndarray, seed: int) -> curves.Curve:
-    """A run of another law than the fitted one: the fitted law is always a little wrong."""
-    at = np.arange(300, len(rates), 60)
-    shell = curves.Curve(at, np.ones(len(at)), rates, name=name)
-    law = laws.PowerRelaxation()
-    loss = scaling_laws.FitResult.predict(_Known(law, TRUTH), shell)
-    shake = NOISE * np.random.default_rng(seed).standard_normal(len(at))
-    return curves.Curve(at, loss * np.exp(shake), rates, name=name)
+SHOWN = 0  # the world whose runs are drawn
 
 
 class _Known:
@@ -32,70 +22,116 @@ class _Known:
         self.law, self.params = law, params
 
 
-def compute(fast: bool) -> dict[str, Any]:
-    """Coverage of both bands on new runs."""
+def _world(seed: int) -> tuple[list[curves.Curve], list[curves.Curve]]:
+    """(three runs to fit, four new ones) of a law drawn at random; the fitted law is another.
+
+    Its response has a random exponent, and its trunk a second power of the area, so the fitted law
+    is wrong in both. Schedules and horizons are those of arXiv:2503.12811, four times shorter.
+    """
+    rng = np.random.default_rng(seed)
+    law = laws.PowerRelaxation(exponent=float(rng.uniform(0.15, 0.8)))
+    truth = {
+        "L0": 2.6,
+        "A": 0.6 * rng.uniform(0.7, 1.3),
+        "alpha": rng.uniform(0.35, 0.55),
+        "B": 500.0 * rng.uniform(0.5, 1.5),
+        "C": 0.05 * np.exp(rng.normal()),
+    }
+    early = rng.uniform(0.01, 0.04)
     common = {"peak": 3e-4, "warmup": 100}
-    fitted = [
-        _run("cosine", curves.cosine(STEPS, end=3e-5, **common), 1),
-        _run("constant", curves.constant(STEPS, **common), 2),
-        _run("two stages", curves.two_stage(STEPS, switch=2500, end=9e-5, **common), 3),
-    ]
-    new = [
-        _run("WSD", curves.wsd(STEPS, decay_start=4800, end=3e-5, **common), 4),
-        _run("long cosine", curves.cosine(2 * STEPS, end=3e-5, **common), 5),
-        _run("lower stage", curves.two_stage(STEPS, switch=2500, end=3e-5, **common), 6),
-    ]
+    fitted = {
+        "cosine": curves.cosine(STEPS, end=3e-5, **common),
+        "constant": curves.constant(STEPS, **common),
+        "two stages": curves.two_stage(2 * STEPS // 3, switch=STEPS // 3, end=9e-5, **common),
+    }
+    new = {
+        "WSD": curves.wsd(STEPS, decay_start=5 * STEPS // 6, end=3e-5, **common),
+        "lower stage": curves.two_stage(2 * STEPS // 3, switch=STEPS // 3, end=3e-5, **common),
+        "long cosine": curves.cosine(3 * STEPS, end=3e-5, **common),
+        "long constant": curves.constant(3 * STEPS, **common),
+    }
+
+    def made(name, rates):
+        at = np.arange(500, len(rates), 60)
+        shell = curves.Curve(at, np.ones(len(at)), rates, name=name)
+        loss = scaling_laws.FitResult.predict(_Known(law, truth), shell)
+        loss = loss + early * np.cumsum(rates)[at] ** (-2 * truth["alpha"])
+        shake = NOISE * rng.standard_normal(len(at))
+        return curves.Curve(at, loss * np.exp(shake), rates, name=name)
+
+    return [made(*item) for item in fitted.items()], [made(*item) for item in new.items()]
+
+
+def _bands(seed: int, samples: int) -> list[dict[str, Any]]:
+    """Both bands on the new runs of one world, in per cent of log loss."""
+    fitted, new = _world(seed)
     result = scaling_laws.fit(laws.LRAnnealing(), fitted)
-    drawn = scaling_laws.bootstrap(result, 20 if fast else 100, key=jax.random.key(0))
-    points, whole, bands = [], [], []
+    drawn = scaling_laws.bootstrap(result, samples, key=jax.random.key(seed))
+    bands = []
     for curve in new:
-        rows = range(len(drawn.objectives))
-        samples = [
-            result.predict(curve, params={s: v[i] for s, v in drawn.samples.items()}) for i in rows
-        ]
-        low, high = np.quantile(samples, [0.025, 0.975], axis=0)
-        shake = 1.96 * NOISE * result.predict(curve)
-        points.append(float(np.mean((curve.losses > low - shake) & (curve.losses < high + shake))))
         band = scaling_laws.curve_interval(result, curve)
-        whole.append(float(np.mean((curve.losses > band.low) & (curve.losses < band.high))))
+        predicted = np.log(
+            [
+                result.predict(curve, params={s: v[i] for s, v in drawn.samples.items()})
+                for i in range(samples)
+            ]
+        )
+        # The bootstrap knows the parameters' error; the noise of a point is added to be fair.
+        spread = np.std(predicted - np.log(band.prediction), axis=0)
+        points = 1.96 * np.hypot(spread, band.noise)
         bands.append(
             {
                 "name": curve.name,
                 "steps": curve.steps.tolist(),
                 "error": (100 * np.log(curve.losses / band.prediction)).tolist(),
-                "bootstrap": (100 * np.log((high + shake) / band.prediction)).tolist(),
+                "bootstrap": (100 * points).tolist(),
                 "whole": (100 * np.log(band.high / band.prediction)).tolist(),
             }
         )
+    return bands
+
+
+def _share(bands: list[dict[str, Any]], which: str) -> float:
+    """Share of the points inside a band, mean over runs."""
+    return float(np.mean([np.mean(np.abs(b["error"]) <= np.array(b[which])) for b in bands]))
+
+
+def compute(fast: bool) -> dict[str, Any]:
+    """Coverage of both bands on new runs of several worlds."""
+    seeds = list(range(3 if fast else 12))
+    worlds = [_bands(seed, 20) for seed in seeds]
+    points = [_share(bands, "bootstrap") for bands in worlds]
+    whole = [_share(bands, "whole") for bands in worlds]
     return {
-        "data": "simulated: runs of PowerRelaxation, fitted by LRAnnealing, noise 0.02 %",
-        "seeds": [1, 2, 3, 4, 5, 6],
-        "samples": len(drawn.objectives),
+        "data": "simulated: runs of PowerRelaxation at random constants and exponents, with a "
+        "second power in the trunk, fitted by LRAnnealing, noise 0.02 %",
+        "seeds": seeds,
         "coverage_bootstrap": points,
         "coverage_interval": whole,
-        "bands": bands,
+        "bands": worlds[SHOWN],
         "claims": [
-            # An interval holds where it covers 92 to 98 %; a band that knows only noise does not.
-            claim("coverage of the bootstrap band (95 %)", float(np.mean(points)), high=0.92),
-            claim("coverage of curve_interval, nominal 95 %", float(np.mean(whole)), low=0.9),
+            claim("coverage of the bootstrap band (95 %)", float(np.mean(points)), high=0.8),
+            claim("coverage of curve_interval, nominal 95 %", float(np.mean(whole)), low=0.92),
         ],
     }
 
 
 def draw(result: dict[str, Any]):
-    """Errors on new runs inside both bands."""
-    figure, axes = new_figure(1, len(result["bands"]), width=3.4)
-    shares = zip(result["coverage_bootstrap"], result["coverage_interval"])
-    for axis, band, (few, most) in zip(axes[0], result["bands"], shares):
+    """Errors on the new runs of one world inside both bands."""
+    bands = result["bands"]
+    figure, axes = new_figure(1, len(bands), width=3.4)
+    worlds = len(result["seeds"])
+    for axis, band in zip(axes[0], bands):
         steps = np.array(band["steps"])
-        for name, color, share in (("whole", COLORS[0], most), ("bootstrap", COLORS[1], few)):
+        for name, color, label, shares in (
+            ("whole", COLORS[0], "interval with model error", result["coverage_interval"]),
+            ("bootstrap", COLORS[1], "bootstrap of points", result["coverage_bootstrap"]),
+        ):
             width = np.array(band[name])
-            label = "interval with model error" if name == "whole" else "bootstrap of points"
-            axis.fill_between(
-                steps, -width, width, color=color, alpha=0.25, label=f"{label}: {share:.0%} inside"
-            )
+            label = f"{label}: {np.mean(shares):.0%} inside, {worlds} worlds"
+            axis.fill_between(steps, -width, width, color=color, alpha=0.25, label=label)
         axis.plot(steps, band["error"], "k.", ms=2)
         axis.set(xlabel="step", title=band["name"])
-        axis.legend(fontsize=7, loc="upper left")
     axes[0, 0].set_ylabel("log error of the prediction (%)")
+    axes[0, 0].legend(fontsize=7, loc="upper left")
     return figure
