@@ -23,11 +23,11 @@ BATCH, CLASSES, PIXELS, EPOCH = 128, 10, 784, 9
 
 def run(fast: bool) -> list[dict[str, Any]]:
     """Rows of the benchmark; `fast` has fewer rounds and a smaller network and table."""
-    rounds = 5 if fast else 15
+    rounds = 5 if fast else 31
     rows = []
     sizes = {"small": 256} if fast else {"small": 256, "large": 1024}
     for size, width in sizes.items():
-        rows += _methods(size, width, rounds=rounds, calls=60 if size == "small" else 10)
+        rows += _methods(size, width, rounds=rounds, calls=100 if size == "small" else 12)
     return rows + _growth(2_000 if fast else 10_000, 100_000 if fast else 1_000_000, rounds)
 
 

@@ -6,7 +6,7 @@ of them, from three seeds, for 40 epochs, where SGD fits the wrong labels. Print
 paired with SGD at equal seeds, and writes `table.json`, `table.png` and the same for
 `interpolation`.
 
-About 10 minutes of CPU time; `--fast` is a run of seconds on the digits that shows nothing.
+About 5 minutes on 2 cores; `--fast` is a run of seconds on the digits that shows nothing.
 """
 
 import argparse

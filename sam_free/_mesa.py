@@ -121,14 +121,14 @@ class MESA:
         if self.end_epoch is not None:
             on &= epoch < self.end_epoch
 
-        def teach(own: Array) -> Array:
-            del own
+        def teach() -> Array:
             teacher = self.apply_fn(state.params, state.model_state, inputs, train=False, key=None)
             return teacher[0]
 
-        # Outside its epochs the term is zero: the network is its own teacher, at no cost.
-        own = jax.lax.stop_gradient(logits)
-        target = jax.lax.cond(on, teach, lambda own: own, own)
+        # Outside its epochs the term is masked and the teacher costs nothing. The choice does not
+        # wait for the student, so that both passes may run side by side.
+        shape = jax.eval_shape(teach)
+        target = jax.lax.cond(on, teach, lambda: jnp.zeros(shape.shape, shape.dtype))
         term = jnp.mean(
             trajectory_loss(
                 logits, target, temperature=self.temperature, tau_squared=self.tau_squared

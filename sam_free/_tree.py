@@ -11,7 +11,11 @@ PyTree = Any
 
 def dot(a: PyTree, b: PyTree) -> Array:
     """Inner product of two trees of equal shapes."""
-    parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+
+    def one(x: Array, y: Array) -> Array:  # several times as fast as a sum of products on a CPU
+        return jnp.tensordot(x, y, axes=jnp.ndim(x), precision=jax.lax.Precision.HIGHEST)
+
+    parts = jax.tree.map(one, a, b)
     return jax.tree.reduce(jnp.add, parts)
 
 

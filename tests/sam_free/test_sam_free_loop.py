@@ -11,8 +11,9 @@ import pytest
 import sam_free
 from experiments.train import BAD_INPUT, CHECKPOINT, DONE, NOT_FINITE, main
 from shared.data import Arrays
-from shared.devices import AXIS
+from shared.devices import AXIS, make_devices
 from shared.models import Model
+from shared.step import make_program, run_key
 from shared.train import BadBatch, Study, default_config, train
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "saf_digits.py"
@@ -151,6 +152,36 @@ def test_a_checkpoint_without_the_table_is_refused_or_masked_by_the_option_it_na
     assert rows[0]["step"] == 34
     assert rows[0]["trajectory_loss"] < 1e-6 < 1e-4 < rows[10]["trajectory_loss"]
     assert run("mesa", "mesa", *mesa) == DONE  # now it finds its own
+
+
+@pytest.mark.slow
+def test_sharpness_is_a_probe_of_the_loop(tmp_path):
+    command = [f"--config={CONFIG}:smoke", f"--workdir={tmp_path}", "--quiet"]
+    assert main([*command, "--config.probe_every=11", "--config.num_devices=2"]) == DONE
+    rows = [row for row in rows_of(tmp_path) if "sharpness/lambda_max" in row]
+    assert [row["step"] for row in rows] == [0, 11, 22, 33]
+    for row in rows:
+        assert 0 <= row["sharpness/lambda_max_error"] < row["sharpness/lambda_max"]
+        assert 0 < row["sharpness/sam_sharpness_error"] < row["sharpness/sam_sharpness"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_the_loops_own_step_holds_no_copy_of_the_table(num_devices):
+    sizes = []
+    for num_examples in (10_048, 1_000_000):
+        images = np.zeros((num_examples, 3), np.float32)
+        source = Arrays({"image": images, "label": np.zeros(num_examples, np.int32)})
+        devices = make_devices("shard_map", num_devices)
+        made = config(num_devices=num_devices)
+        program = make_program(study(source), made, devices, num_examples // BATCH)
+        state = devices.from_global(program.init(run_key(0)), program.split)
+        batch = devices.batch(source.batch(np.arange(BATCH)))
+        memory = program.step.lower(state, batch, run_key(0)).compile().memory_analysis()
+        sizes.append(memory.temp_size_in_bytes)
+        assert memory.alias_size_in_bytes >= num_examples * 4 * (2 * CLASSES + 4) // num_devices
+    assert sizes[1] - sizes[0] < 4096
+    assert sizes[1] < 200_000
 
 
 @pytest.mark.slow

@@ -232,6 +232,33 @@ def test_gsam_and_looksam_over_devices(name):
         np.testing.assert_allclose(jax.jit(mapped)(params, batch)["w"], expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_esam_chooses_in_groups_whatever_the_devices(count):
+    there = START + 0.7 * unit(gradient(START))
+    growth = (DESIGN @ there - TARGET) ** 4 - (DESIGN @ START - TARGET) ** 4
+    chosen = [max(pair, key=lambda i: growth[i]) for pair in INDEX.reshape(-1, 2)]
+    with jax.enable_x64(True):
+        params, batch = data()
+        mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+        rule = sam_free.esam_gradient(
+            loss_fn, rho=0.7, beta=1.0, gamma=0.5, example_loss=quartic, group_size=2,
+            axis_name="data",
+        )  # fmt: skip
+
+        def share(params, batch):
+            own = jax.lax.pcast(params, "data", to="varying")
+            return jax.lax.pmean(rule(own, batch)[1], "data")
+
+        mapped = jax.shard_map(
+            share,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("data")),
+            out_specs=PartitionSpec(),
+        )
+        found = jax.jit(mapped)(params, batch)["w"]
+        np.testing.assert_allclose(found, gradient(there, np.array(chosen)), rtol=1e-12)
+
+
 def test_a_scheduled_radius_advances_once_per_step():
     schedule = optax.linear_schedule(0.0, 0.8, 4)
     rule = sam_free.scheduled(sam_free.sam_gradient, schedule)(loss_fn)

@@ -117,6 +117,13 @@ def test_gauss_newton_and_float32(dense):
             LOSS, params(), cut(20), key=jax.random.key(0), **arguments
         )
         np.testing.assert_allclose(found.value, truth, rtol=1e-10)
+        total = sharpness.trace(
+            LOSS, params(), cut(20), num_samples=64, key=jax.random.key(1), curvature="gauss_newton"
+        )
+        total = jax.tree.map(float, total)
+    whole = np.trace(dense.gauss_newton)
+    assert abs(total.value - whole) < 4 * total.error < 0.4 * whole
+    assert abs(np.trace(dense.hessian) - whole) > 5 * total.error  # not the Hessian's
     with pytest.raises(ValueError, match=r"pass loss_fn=sharpness\.split_loss"):
         sharpness.top_eigenvalues(steep, single, batches, key=jax.random.key(0), **arguments)
 
@@ -138,6 +145,23 @@ def test_a_space_that_ends_early_is_no_nan():
         key=jax.random.key(0),
     )
     assert float(flat.value[0]) == 0.0
+
+
+def test_rounding_brings_back_no_eigenvalue_that_was_found():
+    # Without re-orthogonalisation the large one comes back as a ghost, or the space ends there.
+    spectrum = np.concatenate([[100.0, 1.0, -0.9], np.linspace(-0.5, 0.5, 197)])
+    start = {"w": jnp.zeros(200)}
+
+    def bowl(params, batch):
+        return jnp.mean(batch["x"]) * jnp.sum(jnp.asarray(spectrum, "f") * params["w"] ** 2) / 2
+
+    for which, truth in (("LA", [100.0, 1.0, 0.5]), ("SA", [-0.9])):
+        found = sharpness.top_eigenvalues(
+            bowl, start, {"x": jnp.ones(4)}, k=len(truth), which=which, num_iters=80,
+            key=jax.random.key(3),
+        )  # fmt: skip
+        np.testing.assert_allclose(found.value, truth, rtol=1e-4)
+        assert np.all(np.abs(np.asarray(found.value) - truth) <= found.error)
 
 
 def test_hutchinson_is_calibrated(dense):
