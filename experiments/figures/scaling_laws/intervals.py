@@ -111,7 +111,13 @@ def compute(fast: bool) -> dict[str, Any]:
         "bands": worlds[SHOWN],
         "claims": [
             claim("coverage of the bootstrap band (95 %)", float(np.mean(points)), high=0.8),
-            claim("coverage of curve_interval, nominal 95 %", float(np.mean(whole)), low=0.92),
+            # Three worlds do not tell 95 from 100 %.
+            claim(
+                "coverage of curve_interval, nominal 95 %",
+                float(np.mean(whole)),
+                low=0.92,
+                high=1.0 if fast else 0.98,
+            ),
         ],
     }
 
@@ -133,5 +139,5 @@ def draw(result: dict[str, Any]):
         axis.plot(steps, band["error"], "k.", ms=2)
         axis.set(xlabel="step", title=band["name"])
     axes[0, 0].set_ylabel("log error of the prediction (%)")
-    axes[0, 0].legend(fontsize=7, loc="upper left")
+    axes[0, 0].legend(fontsize=7, loc="lower left")
     return figure
