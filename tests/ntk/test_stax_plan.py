@@ -47,6 +47,23 @@ def test_the_memory_budget_is_kept(images):
         kernel_fn(x, None, "ntk", max_memory=100)
 
 
+@pytest.mark.slow
+def test_the_memory_budget_of_vectors_is_kept_by_blocks_of_many_pairs(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(600, 50)).astype("f")
+    seen = []
+    sizes = _plan.block_sizes
+    monkeypatch.setattr(_plan, "block_sizes", lambda *args: seen.append(sizes(*args)) or seen[-1])
+    kernel_fn, budget = fc(2).kernel_fn, 400_000
+    second = x[::-1] + 1
+    compiled = (
+        jax.jit(lambda a, b: kernel_fn(a, b, "ntk", max_memory=budget)).lower(x, second).compile()
+    )
+    assert compiled.memory_analysis().temp_size_in_bytes <= 1.2 * budget
+    assert seen[-1][0] * seen[-1][1] >= 400
+    whole = fc(2).kernel_fn(x, second, "ntk")
+    np.testing.assert_allclose(compiled(x, second), whole, atol=2e-6 * float(np.max(whole)))
+
+
 def test_repeated_layers_are_compiled_once(images):
     x = images[0].reshape(7, -1)
     sizes = [
