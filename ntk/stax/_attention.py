@@ -169,6 +169,11 @@ class AttentionLayer(Layer):
         result = result.reshape(sizes).transpose([order.index(a) for a in range(inputs.ndim)])
         return result if bias is None else result + self.b_std * bias
 
+    def mask(self, mask: Array, shape: Any) -> Array:
+        """Masked where every channel is."""
+        del shape
+        return jnp.all(mask, axis=self.channel_axis, keepdims=True)
+
     def need(self, need: Need) -> Need:
         """Everything: attention weights depend on all pairs of positions of each input."""
         del need

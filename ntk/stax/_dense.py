@@ -60,6 +60,11 @@ class DenseLayer(Layer):
             return outputs
         return outputs + (bias * self.b_std if self.parameterization == "ntk" else bias)
 
+    def mask(self, mask: jax.Array, shape: Any) -> jax.Array:
+        """Masked where every channel is."""
+        del shape
+        return jnp.all(mask, axis=self.channel_axis, keepdims=True)
+
     def kernel(self, kernel: Kernel, **kwargs: Any) -> Kernel:
         """nngp' = W_std^2 nngp + b_std^2 and ntk' = nngp' + W_std^2 ntk."""
         del kwargs

@@ -84,6 +84,20 @@ def test_concatenation_along_the_batch():
     np.testing.assert_allclose(found.cov1[:3], one.kernel_fn(VECTORS, None, "cov1"), rtol=1e-6)
 
 
+def test_finite_networks_take_masks_through_every_width():
+    x = IMAGES.copy()
+    x[:, 3:] = 7.0
+    shown = x[:, :3]
+    init_fn, apply_fn, _ = stax.serial(
+        stax.Dense(6), stax.Relu(), stax.GlobalSelfAttention(4, 2, 2, 2), stax.Abs(), stax.Dense(5),
+        stax.GlobalAvgPool(), stax.Dense(2),
+    )  # fmt: skip
+    _, params = init_fn(jax.random.key(0), x.shape)
+    hidden = stax.unmask_fn(apply_fn)(params, x, mask_constant=7.0)
+    # Without positions in the layers, what is hidden might as well not be there.
+    np.testing.assert_allclose(hidden, apply_fn(params, shown), rtol=1e-4, atol=1e-5)
+
+
 def test_duplicates_that_dropout_tells_apart_in_one_branch():
     dense = stax.Dense(1, 1.2, 0.3)
     net = stax.serial(

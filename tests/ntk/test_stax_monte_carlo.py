@@ -146,7 +146,7 @@ OPTIONS = {
 def draws_of(net, x, key, options):
     """nngp (given the last hidden layer) and ntk of random networks, [draws, 3, 3] each."""
     init_fn, apply_fn, _ = stax.serial(*net, stax.Dense(1))
-    below_fn = stax.serial(*net).apply_fn
+    apply_fn, below_fn = stax.unmask_fn(apply_fn), stax.unmask_fn(stax.serial(*net).apply_fn)
 
     @jax.jit
     def one(key):
