@@ -34,9 +34,8 @@ def entry(record: dict[str, Any]) -> str:
         bars += [f"<= {high:.4g}"] if high is not None else []
         verdict = "holds" if claim["holds"] else "**fails**"
         value = "none" if claim["value"] is None else f"{claim['value']:.4g}"
-        lines.append(
-            f"| {claim['name']} | {value} | {' and '.join(bars) or 'reported'} | {verdict} |"
-        )
+        name_cell = claim["name"].replace("|", "\\|")  # a bare bar would end the cell
+        lines.append(f"| {name_cell} | {value} | {' and '.join(bars) or 'reported'} | {verdict} |")
     environment = record["environment"]
     versions = environment["packages"]
     lines += [

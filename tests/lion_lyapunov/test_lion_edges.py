@@ -167,7 +167,7 @@ def test_ties_of_other_kappas():
     )
 
 
-@pytest.mark.parametrize("name", named(set(MATRICES) - {"row_l2", "col_l2"}))
+@pytest.mark.parametrize("name", named(sorted(set(MATRICES) - {"row_l2", "col_l2"})))
 def test_rank_one_matrices_give_rank_one_steps(name):
     rng = np.random.default_rng(3)
     u, v = rng.normal(size=4), rng.normal(size=3)
