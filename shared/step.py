@@ -352,7 +352,8 @@ def _trace(
         rows = (config.batch_size, *x.shape[1:])
         if devices.parallelism == "pmap":
             rows = (devices.size, config.batch_size // devices.size, *x.shape[1:])
-        return jax.ShapeDtypeStruct(rows, x.dtype)
+        # As the compiled step takes it: 64-bit NumPy labels arrive as 32 bits without x64.
+        return jax.ShapeDtypeStruct(rows, jax.dtypes.canonicalize_dtype(x.dtype))
 
     def layout(x: jax.ShapeDtypeStruct, split: bool) -> jax.ShapeDtypeStruct:
         if devices.parallelism != "pmap" or not split:
