@@ -15,6 +15,7 @@ import numpy as np
 from in_context import _check
 from in_context.softmax_regression import _objective as objective
 from in_context.softmax_regression._convexity import certify_convex
+from in_context.softmax_regression._direction import newton_direction
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -192,13 +193,8 @@ def _run(A: Array, b: Array, weights: Array | None, starts: Array, max_iteration
         return ~state.stop & (state.step < max_iterations)
 
     def body(state):
-        eigenvalues, vectors = jnp.linalg.eigh(objective.hessian(A, state.x, b, weights=weights))
-        size = jnp.abs(eigenvalues)
-        usable = size > 8 * A.shape[1] * epsilon * jnp.max(size)
-        inverse = jnp.where(usable, 1 / jnp.where(usable, size, 1.0), 0.0)
-        along = jnp.matmul(state.gradient, vectors, precision=HIGHEST)
-        direction = -jnp.matmul(vectors, inverse * along, precision=HIGHEST)
-        fall = -jnp.sum(inverse * along**2)
+        hessian = objective.hessian(A, state.x, b, weights=weights)
+        direction, fall = newton_direction(hessian, state.gradient)
         largest = jnp.max(jnp.abs(jnp.matmul(A, direction, precision=HIGHEST)))
         rounding = 4 * epsilon * jnp.abs(state.loss)
 

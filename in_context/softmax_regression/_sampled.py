@@ -16,6 +16,7 @@ import numpy as np
 
 from in_context import _check
 from in_context.softmax_regression import _objective as objective
+from in_context.softmax_regression._direction import newton_direction
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -105,13 +106,7 @@ def _run(A, b, weights, x, key, tolerance, count, max_iterations):
         centred = sample - state.mean[:, None]
         scaled = centred * weigh(state.curvature)[None, :]
         matrix = jnp.matmul(scaled, centred.T, precision=HIGHEST) + ridge
-        eigenvalues, vectors = jnp.linalg.eigh(matrix)
-        size = jnp.abs(eigenvalues)
-        usable = size > 8 * A.shape[1] * epsilon * jnp.max(size)
-        inverse = jnp.where(usable, 1 / jnp.where(usable, size, 1.0), 0.0)
-        along = jnp.matmul(state.gradient, vectors, precision=HIGHEST)
-        direction = -jnp.matmul(vectors, inverse * along, precision=HIGHEST)
-        fall = -jnp.sum(inverse * along**2)
+        direction, fall = newton_direction(matrix, state.gradient)
         moved = jnp.matmul(A, direction, precision=HIGHEST)
         rounding = 4 * epsilon * jnp.abs(state.loss)
 
