@@ -53,7 +53,7 @@ def l2(name: str = "l2") -> Kappa:
     return norm_kappa(
         name,
         norm=euclidean,
-        subgradient=lambda z: safe_divide(z, euclidean(z)),
+        subgradient=lambda z: z * safe_divide(1.0, euclidean(z)),
         dual_norm=euclidean,
         project=project,
         is_symmetric=True,
@@ -91,16 +91,7 @@ def lp(p: Number) -> Kappa:
     q = p / (p - 1.0)
 
     def subgradient(z):
-        # sign(z) (|z| / |z|_p)^(p - 1). A power is taken twice rather than stored: both passes
-        # then read z alone, and storing what they share would cost more than computing it.
-        u = jnp.abs(z)
-        if p > 2:
-            # Cubes of small gradients underflow in float32; below p = 2 a pass is saved.
-            largest = jnp.max(u, initial=0.0)
-            u = u * (1.0 / jnp.where(largest > 0, largest, 1.0))
-        total = jnp.sum(_safe_power(u, p))
-        inverse = jnp.where(total == 0, 1.0, total) ** (-1.0 / p)
-        return jnp.sign(z) * _safe_power(u * inverse, p - 1.0)
+        return _root_subgradient(z, p) if p in _HALVES else _log_subgradient(z, p)
 
     return norm_kappa(
         f"lp({p:g})",
@@ -139,6 +130,40 @@ def group_l2(size: int) -> Kappa:
         project=lambda y: join(split(y) / jnp.maximum(norms(y), 1.0), y),
         tie_rule="a group that is zero gets zero",
     )
+
+
+def _root_subgradient(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1) where powers are products and roots.
+
+    A power is taken twice rather than stored: both passes then read z alone, and storing what they
+    share would cost more than computing it.
+    """
+    u = _scaled_size(z, p)
+    total = jnp.sum(_safe_power(u, p))
+    inverse = jnp.where(total == 0, 1.0, total) ** (-1.0 / p)
+    return jnp.sign(z) * _safe_power(u * inverse, p - 1.0)
+
+
+def _log_subgradient(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1) for any p, from one logarithm an entry.
+
+    The barrier has it stored: XLA would otherwise take it once for the sum and once for the answer.
+    """
+    u = _scaled_size(z, p)
+    floor = jnp.finfo(z.dtype).tiny  # for entries of 0, whose terms u and sign(z) keep at 0
+    log_u = jax.lax.optimization_barrier(jnp.log(jnp.maximum(u, floor)))
+    total = jnp.sum(u * jnp.exp((p - 1.0) * log_u))
+    log_norm = jnp.log(jnp.where(total == 0, 1.0, total)) / p
+    return jnp.sign(z) * jnp.exp((p - 1.0) * (log_u - log_norm))
+
+
+def _scaled_size(z: Array, p: float) -> Array:
+    """|z|, over its largest entry where p > 2: cubes of small gradients underflow in float32."""
+    u = jnp.abs(z)
+    if p <= 2:
+        return u
+    largest = jnp.max(u, initial=0.0)
+    return u * (1.0 / jnp.where(largest > 0, largest, 1.0))
 
 
 def _safe_power(u: Array, exponent: float) -> Array:

@@ -8,16 +8,6 @@ import pytest
 import experiments.figures.__main__ as command
 
 NAMES = command.names()
-# Figures whose claim was not reproduced, which the gallery and the package's page say too.
-NOT_REPRODUCED = {
-    "lion_lyapunov.lp_architectures": "the best p does not depend on the architecture here"
-}
-
-
-def marked(name):
-    if name not in NOT_REPRODUCED:
-        return name
-    return pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=NOT_REPRODUCED[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,7 +19,7 @@ def test_a_figure_says_what_it_claims(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [marked(name) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_figure_holds_in_fast_mode(name, tmp_path, capsys):
     status = command.main([name, "--fast", "--out", str(tmp_path)])
     assert status == 0, capsys.readouterr().out

@@ -108,6 +108,20 @@ def test_the_theorem_holds_at_every_step(name, decaying):
     assert d2.min() >= -1e-10
 
 
+def test_the_implicit_step_is_the_optimizers_own():
+    """x' = x + e (slope - lam x') at the new x', the form in which the theorem is stated."""
+    rate, decay = 0.3, 0.6
+    optimizer = lion_k(rate, K.huber(0.5), b1=0.8, b2=0.95, weight_decay=decay)
+    with jax.enable_x64(True):
+        x, grads, mu = (jnp.asarray(RNG.normal(size=12)) for _ in range(3))
+        state = optimizer.init(x)
+        state = (state[0]._replace(mu=mu), *state[1:])
+        new = x + optimizer.update(grads, state, x)[0]
+        slope = -K.huber(0.5).subgradient(0.8 * mu + 0.2 * grads)
+        e = analysis.implicit_step(rate, decay)
+        np.testing.assert_allclose(new, x + e * (slope - decay * new), rtol=0, atol=1e-14)
+
+
 def test_lyapunov_may_rise_at_a_constant_rate_but_the_bound_holds():
     # The reason why tests look at the slack: H itself is not monotone near the optimum.
     optimizer = lion_k(0.05, K.l1(), weight_decay=0.6)

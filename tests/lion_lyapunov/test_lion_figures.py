@@ -8,8 +8,6 @@ import pytest
 
 from experiments.figures import lion_lyapunov as figures
 
-# The best p came out the same for both architectures: the figure says so, and so does this mark.
-OPEN = pytest.mark.xfail(strict=False, reason="the best p does not depend on the architecture here")
 NAMES = [m.name for m in pkgutil.iter_modules(figures.__path__) if not m.name.startswith("_")]
 
 
@@ -18,9 +16,7 @@ def test_there_are_ten():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=OPEN if n == "lp_architectures" else []) for n in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_figure_holds_its_claims(name):
     module = importlib.import_module(f"experiments.figures.lion_lyapunov.{name}")
     result = module.compute(fast=True)

@@ -429,6 +429,16 @@ def test_projections_and_conjugates_against_numpy(name):
         assert abs(out["conjugate"][i] - conjugate(out["small"][i])) <= 1e-10
 
 
+@pytest.mark.parametrize("name", ["l1", "l2", "linf", "lp_3", "lp_1.2", "top_k", "row_l2"])
+def test_a_point_just_outside_is_projected_too(name):
+    kappa = ALL[name].kappa
+    with jax.enable_x64(True):
+        y = jnp.asarray(np.random.default_rng(13).normal(size=SHAPE[name]))
+        for size in (0.998, 1.002):
+            point = y * (size / kappa.dual_norm(y))
+            np.testing.assert_allclose(kappa.project(point), PROJECTIONS[name](point), atol=1e-10)
+
+
 @pytest.mark.parametrize("name", [name for name, row in ALL.items() if row.scalar is not None])
 def test_separable_conjugates_by_maximisation(name):
     row = ALL[name]
