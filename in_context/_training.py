@@ -62,14 +62,15 @@ def fit(
 
 
 def warmup_cosine_adam(
-    learning_rate: float, num_steps: int, *, warmup_steps: int = 0
+    learning_rate: float, num_steps: int, *, warmup_steps: int = 0, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adam with a linear warmup and a cosine decay to 0."""
-    return optax.adam(
-        optax.warmup_cosine_decay_schedule(
-            learning_rate if warmup_steps == 0 else 0.0, learning_rate, warmup_steps, num_steps
-        )
+    """Adam with a linear warmup, a cosine decay to 0 and, where asked, decoupled weight decay."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        learning_rate if warmup_steps == 0 else 0.0, learning_rate, warmup_steps, num_steps
     )
+    if weight_decay == 0.0:
+        return optax.adam(schedule)
+    return optax.adamw(schedule, weight_decay=weight_decay)
 
 
 def inverse_time_adam(

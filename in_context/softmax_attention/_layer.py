@@ -153,15 +153,21 @@ def train(
     num_steps: int = 20_000,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
+    weight_decay: float = 0.0,
     num_records: int = 20,
 ) -> Trained:
     """Trains a layer on fresh prompts with Adam and cosine decay.
+
+    Heads of one sign can hold opposite errors that cancel in their sum, and the loss does not ask
+    them to give these up. With more than two heads a little weight decay does: each head then
+    shows the pattern by itself.
 
     Args:
       task: draws prompts of inputs [n, dim] with `num_outputs` answers.
       dim, num_heads, num_outputs: of the layer.
       key: of the start and of the prompts; map over keys with jax.vmap for several seeds.
       num_steps, batch_size, learning_rate: of the run.
+      weight_decay: decoupled, times the learning rate (AdamW).
       num_records: points of the run that are kept, evenly spaced.
     Returns:
       A Trained whose params are AttentionParams.
@@ -171,7 +177,7 @@ def train(
         squared_error,
         lambda key: task.sample(key, batch_size),
         init(start_key, dim, num_heads, num_outputs=num_outputs),
-        warmup_cosine_adam(learning_rate, num_steps),
+        warmup_cosine_adam(learning_rate, num_steps, weight_decay=weight_decay),
         key=data_key,
         num_steps=num_steps,
         num_records=num_records,

@@ -311,3 +311,18 @@ def test_two_heads_learn_the_preconditioner_of_anisotropic_inputs():
 
 def centred(prompt):
     return prompt._replace(x=prompt.x - jnp.mean(prompt.x, axis=1, keepdims=True))
+
+
+def test_weight_decay_is_decoupled():
+    """After one step the two runs differ by rate * decay * start, whatever the gradient was."""
+    task, key = tasks.LinearRegression(8, 3), jax.random.key(0)
+    plain, decayed = (
+        softmax_attention.train(
+            task, 3, num_heads=2, key=key, num_steps=1, num_records=1,
+            learning_rate=0.1, weight_decay=decay,
+        ).params
+        for decay in (0.0, 0.5)
+    )  # fmt: skip
+    start = softmax_attention.init(jax.random.split(key)[0], 3, 2)
+    for before, without, after in zip(start, plain, decayed):
+        np.testing.assert_allclose(without - after, 0.05 * before, atol=1e-6)

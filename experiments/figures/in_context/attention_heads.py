@@ -4,6 +4,7 @@ Figure 1 of He et al. (arXiv:2503.12734): key-query circuits omega I, output cir
 answer alone, sum mu = 0. One head does 60 % worse; four heads hold dummies or pairs.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,14 +16,17 @@ from in_context import softmax_attention
 from shared import plotting
 
 N = 40
+# Two heads of one sign can hold errors that cancel; weight decay has them give these up.
+FOUR = {"learning_rate": 1e-2, "weight_decay": 0.02}
 
 
 def compute(fast: bool) -> dict[str, Any]:
     """Trained layers, their circuits along training, and losses on common prompts."""
-    # heads -> (steps, seeds)
-    runs = {"1": (1500, 1), "2": (2500, 1)} if fast else {"1": (10_000, 1), "2": (20_000, 3)}
-    if not fast:
-        runs["4"] = (40_000, 1)
+    # heads -> (steps, seeds, options of the training)
+    if fast:
+        runs: dict[str, tuple[int, int, dict]] = {"1": (1500, 1, {}), "2": (2500, 1, {})}
+    else:
+        runs = {"1": (10_000, 1, {}), "2": (20_000, 3, {}), "4": (40_000, 3, FOUR)}
     size = 10_000 if fast else 200_000
     task = regression(N)
     rate = softmax_attention.optimal_debiased(N, DIM, **SETTING).learning_rate
@@ -30,14 +34,20 @@ def compute(fast: bool) -> dict[str, Any]:
         "debiased": lambda p: softmax_attention.debiased_gradient_descent(p, rate),
     }
     models = {}
-    for heads, (steps, seeds) in runs.items():
+    for heads, (steps, seeds, options) in runs.items():
         run = jax.jit(
-            lambda key, heads=heads, steps=steps: softmax_attention.train(
-                task, DIM, num_heads=int(heads), key=key, num_steps=steps, num_records=40
+            functools.partial(
+                softmax_attention.train,
+                task,
+                DIM,
+                num_heads=int(heads),
+                num_steps=steps,
+                num_records=40,
+                **options,
             )
         )
         for seed in range(seeds):
-            trained = run(jax.random.key(seed))
+            trained = run(key=jax.random.key(seed))
             name = f"H = {heads}, seed {seed}"
             predictors[name] = lambda p, w=trained.params: softmax_attention.apply(w, p)
             models[name] = describe(trained)
@@ -66,24 +76,34 @@ def compute(fast: bool) -> dict[str, Any]:
         claim("H = 1 loss / H = 2 loss", one, low=1.3 if fast else 1.6),
     ]
     if "4" in runs:
-        four = models["H = 4, seed 0"]
-        excess = measured["H = 4, seed 0"]["difference"] / best
-        diagonal, last = four["weighted_diagonal_energy"], four["weighted_last_entry_energy"]
-        claims += [
-            claim("H = 4: |sum mu| / sum |mu|", four["mu_imbalance"], high=0.005),
-            claim("H = 4: spread of |omega|, active heads", four["omega_spread"], high=0.03),
-            claim("H = 4: diagonal energy, active heads", diagonal, low=0.999),
-            claim("H = 4: last-entry energy, active heads", last, low=0.999),
-            claim("H = 4: paired excess over debiased", excess, high=0.015),
+        four = [
+            claims_of_four(name, models[name], measured, best) for name in models if "H = 4" in name
         ]
+        meeting = sum(all(c["holds"] for c in of_seed) for of_seed in four)
+        claims += [*four[0], claim("H = 4: seeds of three that meet all five bars", meeting, low=2)]
     return {
-        "data": f"n {N}, d {DIM}, noise variance 0.1; Adam 3e-3, 256 fresh prompts per step; "
+        "data": f"n {N}, d {DIM}, noise variance 0.1; Adam 3e-3 (four heads: AdamW 1e-2, weight "
+        f"decay 0.02), 256 fresh prompts per step; "
         f"losses on {size} common prompts; float32",
         "seeds": list(range(runs["2"][1])),
         "models": models,
         "losses": measured,
         "claims": claims,
     }
+
+
+def claims_of_four(name: str, model: Any, measured: Any, best: float) -> list[dict[str, Any]]:
+    """The bars of a layer with four heads, some of which may be dummies."""
+    diagonal, last = model["weighted_diagonal_energy"], model["weighted_last_entry_energy"]
+    return [
+        claim(f"{name}: |sum mu| / sum |mu|", model["mu_imbalance"], high=0.005),
+        claim(f"{name}: spread of |omega|, active heads", model["omega_spread"], high=0.03),
+        claim(f"{name}: diagonal energy, active heads", diagonal, low=0.999),
+        claim(f"{name}: last-entry energy, active heads", last, low=0.999),
+        claim(
+            f"{name}: paired excess over debiased", measured[name]["difference"] / best, high=0.015
+        ),
+    ]
 
 
 def worst(models: list[dict[str, Any]], name: str) -> float:

@@ -39,11 +39,9 @@ def compute(fast: bool) -> dict[str, Any]:
         rows[f"n {n}, d {d}"] = run(documents, steps, seeds)
     leak = run(closeness.Documents(25, 5, leak=True), 500 if fast else 4000, seeds)
     claims = [
-        claim(
-            "leak, n 25, d 5: layer / step (a warning: it copies), worst",
-            np.max(leak["ratio"]),
-            high=0.9 if fast else 0.7,
-        ),
+        # The warning: by its loss the leaking layer beats the step, and it is no step at all.
+        claim("leak, n 25, d 5: layer / step, worst", np.max(leak["ratio"]), high=1.0),
+        claim("leak, n 25, d 5: cosine, largest", np.max(leak["cosine"]), high=0.8),
     ]
     if fast:
         row = rows["n 25, d 5"]
