@@ -29,7 +29,7 @@ STARTS = 6
 IN_FLIGHT = 2
 
 # name: (width, batch size)
-SIZES = {"small": (64, 64), "medium": (256, 256), "large": (896, 256), "larger": (1280, 256)}
+SIZES = {"small": (64, 64), "medium": (256, 256), "large": (1024, 256), "larger": (1280, 256)}
 
 
 class CrossEntropy:

@@ -50,10 +50,22 @@ def l2(name: str = "l2") -> Kappa:
     def project(y):
         return y / jnp.maximum(euclidean(y), 1.0)
 
+    def subgradient(z):
+        # The squares as they are, and a second look only where they leave the dtype's range.
+        squares, info = jnp.sum(z * z), jnp.finfo(z.dtype)
+        inside = (squares > info.tiny / info.eps**2) & (squares < info.max)
+        inverse = jax.lax.cond(
+            inside,
+            lambda z: 1.0 / jnp.sqrt(jnp.where(inside, squares, 1.0)),
+            lambda z: safe_divide(1.0, euclidean(z)),
+            z,
+        )
+        return z * inverse
+
     return norm_kappa(
         name,
         norm=euclidean,
-        subgradient=lambda z: z * safe_divide(1.0, euclidean(z)),
+        subgradient=subgradient,
         dual_norm=euclidean,
         project=project,
         is_symmetric=True,
