@@ -3,9 +3,10 @@
 python -m experiments.train --config=experiments/configs/in_context_closeness.py
     --workdir=runs/in_context_closeness
 
-Three seeds of all nine sizes, with the leaking variant beside:
+Three seeds of all nine sizes, in about ten minutes:
 python -m experiments.sweep --config=experiments/configs/in_context_closeness.py
     --workdir=runs/closeness --grid=num_rows=25,50,100 --grid=dim=5,10,20 --grid=seed=0,1,2
+    --metric=closeness/ratio
 
 About a minute on two cores for n = 100, d = 5; d = 20 wants --config.num_epochs=120.
 The probe `closeness` in metrics.jsonl ends with a cosine of sensitivities above 0.99.
