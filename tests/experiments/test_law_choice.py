@@ -33,7 +33,7 @@ def test_no_point_is_both_fitted_and_scored():
         assert sum(mask.sum() for mask in fitted) > 0
         assert sum(mask.sum() for mask in scored) > 0
         assert not any(np.any(a & b) for a, b in zip(fitted, scored))
-    # The branch repeats the constant run up to its switch: the loss at step 8000 has seen the new rate.
+    # The branch repeats the constant run up to its switch: step 8000 has seen the new rate.
     _, scored = found["without two"]
     assert data[2].steps[scored[2]].min() == 8000
 
