@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ntk.empirical._scan import scan_counts
+
 PyTree = Any
 Axis = int | None  # where the batch is; None: the value does not know of it
 
@@ -22,9 +24,9 @@ ELEMENTWISE = set(
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
     ceil clamp conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv
     erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma
-    log log1p logistic lt max min mul ne neg nextafter not or polygamma pow real
-    reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub
-    tan tanh xor name optimization_barrier random_wrap
+    log log1p log2 logistic lt max min mul ne neg nextafter not one_minus_square or
+    polygamma pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor name optimization_barrier random_wrap
     """.split()  # noqa: SIM905
 )
 REDUCTIONS = set(
@@ -338,8 +340,8 @@ def _several(name: str, eqn: Any, inputs: list[Axis]) -> Axis:
 
 def _scan(eqn: Any, twin: Any, inputs: list[Axis]) -> list[Axis]:
     _same_numbers(eqn, twin)
-    first = eqn.params["num_consts"]
-    second = first + eqn.params["num_carry"]
+    first, num_carry = scan_counts(eqn)
+    second = first + num_carry
     if any(axis == 0 for axis in inputs[second:]):
         raise Mixed("a scan over the batch")
     sliced = [None if axis is None else axis - 1 for axis in inputs[second:]]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ntk.empirical._scan import scan_counts
 from ntk.empirical._sites import RULES, Site
 
 Array = jax.Array
@@ -201,7 +202,8 @@ class Walker:
         """A scan: sites inside are opened once per iteration, by one more leading axis."""
         params = eqn.params
         closed, length = params["jaxpr"], params["length"]
-        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+        first, num_carry = scan_counts(eqn)
+        second = first + num_carry
         for k in range(first, second):
             self.record(tags[k], (*path, k), None)
         inner_tags = []
@@ -232,8 +234,7 @@ class Walker:
                 moved,
                 path,
             )
-            count = params["num_carry"]
-            return outs[:count], (outs[count:], activations)
+            return outs[:num_carry], (outs[num_carry:], activations)
 
         carry, (ys, activations) = jax.lax.scan(
             body,
