@@ -1,5 +1,7 @@
 """The choice of a law: what is fitted is never scored, and missing data is named."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,18 @@ def test_the_law_that_made_the_runs_has_no_error():
     right = law_choice.Candidate("right", (law_choice.RELAXATION,))
     errors = law_choice.score(right, runs(), {})
     assert max(e["WorstE"] for e in errors.values()) < 1e-6
+
+
+def test_the_points_that_are_scored_cannot_touch_the_fit():
+    data = runs()
+    fitted, scored = law_choice.folds(data)["after 10000"]
+    spoiled = [
+        dataclasses.replace(run, losses=np.where(mask, 1.1 * run.losses, run.losses))
+        for run, mask in zip(data, scored)
+    ]
+    found = law_choice.predict(law_choice.RELAXATION, "huber", spoiled, fitted, data)
+    for run, prediction in zip(data, found):
+        np.testing.assert_allclose(prediction, np.log(run.losses), atol=1e-6)
 
 
 def test_missing_curves_end_with_a_line(tmp_path, capsys):

@@ -222,3 +222,15 @@ def test_a_run_resumed_from_orbax_ends_with_the_same_bits(name, tmp_path):
     ):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("p", [1.2, 2.0, 3.0])
+@pytest.mark.parametrize("size", [1e-20, 1e-13, 1.0, 1e12, 1e25])
+def test_directions_of_lp_norms_do_not_depend_on_the_scale(p, size):
+    """Squares and cubes of such gradients leave float32; the expected side is float64."""
+    z = np.random.default_rng(5).normal(size=30)
+    expected = np.sign(z) * (np.abs(z) / np.sum(np.abs(z) ** p) ** (1 / p)) ** (p - 1)
+    scaled = jnp.asarray(size * z, jnp.float32)
+    found = jax.vmap(K.lp(p).subgradient)(jnp.stack([scaled, jnp.zeros_like(scaled)]))
+    np.testing.assert_allclose(found[0], expected, rtol=2e-5)
+    np.testing.assert_array_equal(found[1], 0.0)

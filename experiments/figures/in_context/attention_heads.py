@@ -82,8 +82,8 @@ def compute(fast: bool) -> dict[str, Any]:
         meeting = sum(all(c["holds"] for c in of_seed) for of_seed in four)
         claims += [*four[0], claim("H = 4: seeds of three that meet all five bars", meeting, low=2)]
     return {
-        "data": f"n {N}, d {DIM}, noise variance 0.1; Adam 3e-3 (four heads: AdamW 1e-2, weight "
-        f"decay 0.02), 256 fresh prompts per step; "
+        "data": f"n {N}, d {DIM}, noise variance 0.1; Adam 3e-3 (four heads: {FOUR}), 256 fresh "
+        "prompts per step; "
         f"losses on {size} common prompts; float32",
         "seeds": list(range(runs["2"][1])),
         "models": models,
