@@ -200,7 +200,13 @@ def queue(batch: Batch, problems, lanes, begin, step):
 LONGEST_MOVE = 8.0
 DAMPINGS = (0.02, 0.2, 2.0)  # tried together at every step, as multiples of the current one
 FIRST_DAMPING = 1e-2
+BENT = 0.75  # a step is bent along its valley when its turn is at most so long beside it
 HEAVY_DAMPING = 1e3
+
+
+def finite(move):
+    """The move, 0 where it is not a number."""
+    return jnp.where(jnp.isfinite(move), move, 0.0)
 
 
 @partial(jax.jit, static_argnames=("residual", "kind", "lanes"))
@@ -239,8 +245,13 @@ def _run(residual, batch, problems, delta, tolerance, max_iterations, *, kind, l
             matrix = (1 - share) * newton + share * majorant
             matrix = matrix * free[:, None] * free[None, :]
             matrix = matrix + jnp.diag(jnp.where(stuck, 1.0, 0.1 * damping * scale))
-            move = -solve_positive(matrix, gradient * free)
-            move = jnp.where(jnp.isfinite(move), move, 0.0)
+            move = finite(-solve_positive(matrix, gradient * free))
+            # A straight step leaves a bent valley at once; half the turn of its path follows it.
+            bend = along_twice(residual, lane.z, move, inputs, targets)
+            blend = weights * ((1 - share) * curvature + share * slope)
+            turn = finite(-solve_positive(matrix, (tangents @ (blend * bend)) * free))
+            bent = 2 * jnp.sum(scale * turn**2) ** 0.5 <= BENT * jnp.sum(scale * move**2) ** 0.5
+            move = move + jnp.where(bent, 0.5 * turn, 0.0)
             clipped = jnp.any(jnp.abs(move) > LONGEST_MOVE)
             z = lane.z + jnp.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
             z = jnp.clip(z, lower, upper)
@@ -286,6 +297,15 @@ def jacobian(residual, z, inputs, targets):
         return slope, value
 
     return jax.vmap(along, out_axes=(0, None))(jnp.eye(z.shape[0]))
+
+
+def along_twice(residual, z, move, inputs, targets):
+    """The second derivative of the residuals along a move, [points]."""
+
+    def slope(z):
+        return jax.jvp(lambda z: residual(z, inputs, targets), (z,), (move,))[1]
+
+    return jax.jvp(slope, (z,), (move,))[1]
 
 
 def solve_positive(matrix, vector):

@@ -110,3 +110,26 @@ def test_small_systems_are_solved_exactly():
     with jax.enable_x64(True):
         answer = np.asarray(_levenberg.solve_positive(jnp.asarray(matrix), jnp.asarray(vector)))
     np.testing.assert_allclose(matrix @ answer, vector, rtol=1e-6)
+
+
+def valley(z, inputs, targets):
+    """A parabola as a floor that is a hundred thousand times flatter than its walls."""
+    return jnp.stack([3e2 * (z[1] - z[0] ** 2), 1.0 - z[0]]) * inputs["one"] - targets
+
+
+def test_steps_bend_along_a_valley():
+    batch = _levenberg.Batch(
+        start=np.array([[-1.2, 1.44]]),
+        inputs={"one": np.ones((1, 2))},
+        targets=np.zeros((1, 2)),
+        weights=np.ones((1, 2)),
+        lower=np.full((1, 2), -10.0),
+        upper=np.full((1, 2), 10.0),
+        which=np.zeros((1, 4), int),
+    )
+    solved = _levenberg.solve(
+        valley, batch, kind="lsq", delta=1.0, tolerance=1e-14, max_iterations=400
+    )
+    np.testing.assert_allclose(solved.z[0], [1.0, 1.0], atol=1e-6)
+    # Straight steps need 249.
+    assert solved.iterations[0] <= 100
