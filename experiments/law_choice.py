@@ -56,7 +56,7 @@ class Candidate:
 
 MULTI_POWER = Member(laws.MultiPower())
 ANNEALING = Member(laws.LRAnnealing())
-RELAXATION = Member(laws.PowerRelaxation())
+RELAXATION = Member(laws.PowerRelaxation(exponent=0.25, rate_exponent=1.0))
 FREE_RATE = Member(laws.MultiPower(warmup="area"))
 OBJECTIVES = ("lsq", "shared once", "weight by step")
 
@@ -68,7 +68,10 @@ def candidates() -> list[Candidate]:
         Candidate("Multi-Power, no rises", (FREE_RATE,)),
         Candidate("Tissue, lambda fitted", (ANNEALING,)),
         Candidate("relaxation, exponent 1/4", (RELAXATION,)),
-        Candidate("relaxation, exponent 1", (Member(laws.PowerRelaxation(exponent=1.0)),)),
+        Candidate(
+            "relaxation, exponent 1",
+            (Member(laws.PowerRelaxation(exponent=1.0, rate_exponent=1.0)),),
+        ),
         Candidate(
             "relaxation, exponent fitted",
             (Member(laws.MultiPower(warmup="area"), (("gamma", 1.0),)),),

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import law_choice
-from scaling_laws import curves, laws
+from scaling_laws import curves
 from scaling_laws._predict import predict
 
 
 def runs():
     """Three noiseless runs of one law; the last branches off the second."""
-    law = laws.PowerRelaxation()
+    law = law_choice.RELAXATION.law
     params = {"L0": 2.9, "A": 0.6, "alpha": 0.5, "B": 500.0, "C": 0.02}
     made = {
         "cosine": curves.cosine(16000, peak=3e-4, end=3e-5, warmup=500),

@@ -63,13 +63,11 @@ def test_curve_intervals_cover_runs_that_were_not_fitted():
 
 @pytest.mark.slow
 def test_our_law_beside_multi_power_on_unshared_steps():
-    """Two parameters fewer, and lower errors but for PredE at 25M (2 % higher)."""
+    """Two parameters fewer, and lower errors in all four numbers."""
     for size in ("25M", "100M"):
         data, unseen = load(size, TRAIN), load(size, TEST)
         rows = scaling_laws.compare([laws.PowerRelaxation(), laws.MultiPower()], data, unseen)
         ours, peer = sorted(rows, key=lambda row: row["num_parameters"])
         assert (ours["num_parameters"], peer["num_parameters"]) == (5, 7)
-        assert ours["held_out"]["WorstE"] < peer["held_out"]["WorstE"]
-        assert (
-            ours["held_out"]["PredE"] < (1.03 if size == "25M" else 1.0) * peer["held_out"]["PredE"]
-        )
+        for measure in ("PredE", "WorstE"):
+            assert ours["held_out"][measure] < peer["held_out"][measure]

@@ -29,7 +29,7 @@ def _world(seed: int) -> tuple[list[curves.Curve], list[curves.Curve]]:
     is wrong in both. Schedules and horizons are those of arXiv:2503.12811, four times shorter.
     """
     rng = np.random.default_rng(seed)
-    law = laws.PowerRelaxation(exponent=float(rng.uniform(0.15, 0.8)))
+    law = laws.PowerRelaxation(exponent=float(rng.uniform(0.15, 0.8)), rate_exponent=1.0)
     truth = {
         "L0": 2.6,
         "A": 0.6 * rng.uniform(0.7, 1.3),
