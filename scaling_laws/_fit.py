@@ -94,6 +94,8 @@ def fit(
         free,
         max_iterations,
     )
+    if free.all():
+        z = law.canonical(z)
     objective = evaluate(law, prepared, settings, z)
     exact = 0.5 * ROUNDING**2 * np.sum(prepared.weights)
     hits = first.objective <= (1 + NEAR) * np.min(first.objective) + exact

@@ -14,6 +14,19 @@ import numpy as np
 
 from scaling_laws import _robust
 
+MOST_PROGRAMS = 32  # that one function keeps
+
+
+def bounded(function: Any):
+    """A jitted function, its programs forgotten once they are too many.
+
+    A program on a CPU holds some 450 memory maps of the 65,530 that Linux gives a process, and when
+    they are gone the compiler crashes: a session of many laws and data sizes would end there.
+    """
+    if function._cache_size() >= MOST_PROGRAMS:
+        function.clear_cache()
+    return function
+
 
 class Batch(NamedTuple):
     """What the problems share and what is their own.
@@ -81,7 +94,7 @@ def solve(
     problems = len(batch.start)
     room = max(room, problems)
     lanes = int(min(lanes, 2 ** int(np.ceil(np.log2(room)))))
-    run = {"lm": _run, "lbfgs": _lbfgs.run}[method]
+    run = bounded({"lm": _run, "lbfgs": _lbfgs.run}[method])
     with jax.enable_x64(True):
         padded = _pad(batch, lanes, room)
         z, objective, converged, iterations = run(

@@ -42,8 +42,10 @@ def newton(residual, kind, delta, z, prepared, free, *, steps=8):
         inputs = jax.tree.map(jnp.asarray, arrays.inputs)
         targets, weights = jnp.asarray(arrays.targets), jnp.asarray(arrays.weights)
 
+        derivatives = _levenberg.bounded(_derivatives)
+
         def at(z):
-            gradient, hessian = _derivatives(
+            gradient, hessian = derivatives(
                 residual, kind, jnp.asarray(delta), jnp.asarray(z), inputs, targets, weights
             )
             gradient, hessian = np.asarray(gradient)[free], np.asarray(hessian)[np.ix_(free, free)]

@@ -144,6 +144,10 @@ class Law:
         with jax.enable_x64(True):
             return {s: float(v) for s, v in self.natural(jnp.asarray(z), scales).items()}
 
+    def canonical(self, z: np.ndarray) -> np.ndarray:
+        """The inner vector to report where several make the same prediction; as a rule, z."""
+        return z
+
     def inner(self, params: Mapping[str, float], scales) -> np.ndarray:
         """The inverse of `natural`, on the host."""
         factors = self.factors(params, scales)

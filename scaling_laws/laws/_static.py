@@ -189,6 +189,10 @@ class Crossover(Law):
         p = self.sharpness
         return params["E"] + jnp.exp(jnp.logaddexp(p * first, p * second) / p)
 
+    def canonical(self, z):
+        """The first law is the steeper one: the two may be named either way round."""
+        return z if z[3] >= z[4] else z[[0, 2, 1, 4, 3]]
+
     def crossing(self, params):
         """The x at which the two laws are equal."""
         return (params["A"] / params["B"]) ** (1 / (params["alpha"] - params["beta"]))

@@ -133,3 +133,21 @@ def test_steps_bend_along_a_valley():
     np.testing.assert_allclose(solved.z[0], [1.0, 1.0], atol=1e-6)
     # Straight steps need 249.
     assert solved.iterations[0] <= 100
+
+
+def test_compiled_programs_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(_levenberg, "MOST_PROGRAMS", 2)
+    sizes = []
+    for points in (5, 6, 7, 8):
+        batch = _levenberg.Batch(
+            start=np.zeros((1, 2)),
+            inputs={"one": np.ones((1, 2))},
+            targets=np.zeros((1, 2)),
+            weights=np.ones((1, 2)),
+            lower=np.full((points, 2), -10.0),
+            upper=np.full((points, 2), 10.0),
+            which=np.zeros((1, 4), int),
+        )
+        _levenberg.solve(valley, batch, kind="lsq", delta=1.0)
+        sizes.append(_levenberg._run._cache_size())
+    assert max(sizes[1:]) <= 2

@@ -37,6 +37,15 @@ def test_schedule_laws_are_recovered(name, loss):
         assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
 
 
+def test_the_steeper_law_of_a_crossover_comes_first_from_any_start():
+    law, truth = TABLE["crossover"]
+    mirrored = truth | {"A": truth["B"], "B": truth["A"]}
+    mirrored |= {"alpha": truth["beta"], "beta": truth["alpha"]}
+    result = scaling_laws.fit(law, table_of(law, truth), loss="lsq", starts=[mirrored])
+    for symbol, value in truth.items():
+        assert result.params[symbol] == pytest.approx(value, rel=1e-6), symbol
+
+
 @pytest.mark.slow
 def test_annealing_with_model_size_is_recovered():
     law = laws.LRAnnealing(decay=0.98, size=True)
