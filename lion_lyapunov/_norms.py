@@ -103,7 +103,7 @@ def lp(p: Number) -> Kappa:
     q = p / (p - 1.0)
 
     def subgradient(z):
-        return _root_subgradient(z, p) if p in _HALVES else _log_subgradient(z, p)
+        return _root_subgradient(z, p) if p in _HALVES else _any_subgradient(z, p)
 
     return norm_kappa(
         f"lp({p:g})",
@@ -156,17 +156,19 @@ def _root_subgradient(z: Array, p: float) -> Array:
     return jnp.sign(z) * _safe_power(u * inverse, p - 1.0)
 
 
-def _log_subgradient(z: Array, p: float) -> Array:
-    """sign(z) (|z| / |z|_p)^(p - 1) for any p, from one logarithm an entry.
+def _any_subgradient(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1) for any p, from one logarithm and one exponential an entry.
 
-    The barrier has it stored: XLA would otherwise take it once for the sum and once for the answer.
+    The barrier has the power stored: XLA would otherwise take it once for the sum and once for the
+    answer.
     """
     u = _scaled_size(z, p)
-    floor = jnp.finfo(z.dtype).tiny  # for entries of 0, whose terms u and sign(z) keep at 0
-    log_u = jax.lax.optimization_barrier(jnp.log(jnp.maximum(u, floor)))
-    total = jnp.sum(u * jnp.exp((p - 1.0) * log_u))
-    log_norm = jnp.log(jnp.where(total == 0, 1.0, total)) / p
-    return jnp.sign(z) * jnp.exp((p - 1.0) * (log_u - log_norm))
+    floor = jnp.finfo(z.dtype).tiny  # for entries of 0, whose sign keeps their terms at 0
+    power = jnp.sign(z) * jnp.exp((p - 1.0) * jnp.log(jnp.maximum(u, floor)))
+    power = jax.lax.optimization_barrier(power)
+    total = jnp.sum(u * jnp.abs(power))
+    norm = jnp.where(total == 0, 1.0, total) ** (1.0 / p)
+    return power * norm ** (1.0 - p)
 
 
 def _scaled_size(z: Array, p: float) -> Array:
