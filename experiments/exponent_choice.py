@@ -72,19 +72,18 @@ def load(folder: Path) -> list[curves.Curve]:
     return made
 
 
-def score(rule: law_choice.Member, runs) -> list[dict[str, float]]:
-    """Errors of every split, the mean over the runs that were not fitted."""
-    errors = []
+def splits(runs) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Name -> (points that are fitted, points that are scored), as `law_choice.folds`."""
+    made = {}
     for chosen in itertools.combinations(range(len(runs)), FITTED):
         fitted = [np.full(len(run.steps), i in chosen) for i, run in enumerate(runs)]
-        predictions = law_choice.predict(rule, "huber", runs, fitted, runs)
-        by_run = []
-        for i in set(range(len(runs))) - set(chosen):
-            shared = scaling_laws.last_shared_step(runs[i], [runs[j] for j in chosen])
-            new = runs[i].steps > shared
-            by_run.append(scaling_laws.errors(np.exp(predictions[i])[new], runs[i].losses[new]))
-        errors.append({m: float(np.mean([one[m] for one in by_run])) for m in law_choice.MEASURES})
-    return errors
+        known = [runs[i] for i in chosen]
+        scored = [
+            (run.steps > scaling_laws.last_shared_step(run, known)) & (i not in chosen)
+            for i, run in enumerate(runs)
+        ]
+        made[", ".join(run.name for run in known)] = (fitted, scored)
+    return made
 
 
 def table(folders: list[Path]) -> list[dict[str, Any]]:
@@ -93,8 +92,12 @@ def table(folders: list[Path]) -> list[dict[str, Any]]:
     rows = []
     for name, rule in rules().items():
         print(name, file=sys.stderr, flush=True)
-        errors = {folder: score(rule, runs) for folder, runs in sets.items()}
-        flat = [e[m] for splits in errors.values() for e in splits for m in law_choice.MEASURES]
+        candidate = law_choice.Candidate(name, (rule,))
+        errors = {
+            folder: law_choice.score(candidate, runs, splits(runs), {})
+            for folder, runs in sets.items()
+        }
+        flat = [e[m] for parts in errors.values() for e in parts.values() for m in e]
         rows.append({"name": name, "score": float(np.exp(np.mean(np.log(flat)))), "errors": errors})
     return sorted(rows, key=lambda row: row["score"])
 
@@ -109,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/exponent_choice.json"))
     arguments = parser.parse_args(argv)
     try:
+        if arguments.published:  # before the long part, so that a wrong folder costs nothing
+            for size in law_choice.SIZES:
+                law_choice.load(arguments.published / size, law_choice.TRAIN + law_choice.TEST)
         rows = table(arguments.runs)
         for row in rows:
             print(f"{100 * row['score']:.3f} %  {row['name']}")

@@ -178,10 +178,10 @@ def predict(member: Member, objective: str, runs, fitted, wanted) -> list[np.nda
     return [np.log(result.predict(run)) for run in wanted]
 
 
-def score(candidate: Candidate, runs, known: dict) -> dict[str, dict[str, float]]:
-    """Errors by part of the training curves; `known` keeps the fits that candidates share."""
+def score(candidate: Candidate, runs, parts, known: dict) -> dict[str, dict[str, float]]:
+    """Errors by part, see `folds`; `known` keeps the fits that candidates share."""
     errors = {}
-    for name, (fitted, scored) in folds(runs).items():
+    for name, (fitted, scored) in parts.items():
         predictions = []
         for member in candidate.members:
             key = (member, candidate.objective, name)
@@ -204,7 +204,7 @@ def table(data: Path, tried: list[Candidate]) -> list[dict[str, Any]]:
         runs, known = load(data / size, TRAIN), {}
         for row, candidate in zip(rows, tried):
             print(f"{size}: {candidate.name}", file=sys.stderr, flush=True)
-            row["errors"][size] = score(candidate, runs, known)
+            row["errors"][size] = score(candidate, runs, folds(runs), known)
     peer = _flat(rows[0])
     for row in rows:
         row["score"] = float(np.exp(np.mean(np.log(_flat(row) / peer))))

@@ -46,8 +46,22 @@ def test_the_law_that_made_the_runs_wins(monkeypatch, tmp_path, capsys):
     right, wrong = json.loads((tmp_path / "choice.json").read_text())["table"]
     assert (right["name"], wrong["name"]) == ("right", "other")
     assert right["score"] < 1e-6 < 1e-4 < wrong["score"]
-    assert [len(splits) for splits in right["errors"].values()] == [4]
+    assert [len(parts) for parts in right["errors"].values()] == [4]
     assert "right" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_no_point_is_both_fitted_and_scored():
+    data = runs()
+    for fitted, scored in exponent_choice.splits(data).values():
+        assert [mask.all() for mask in fitted].count(True) == exponent_choice.FITTED
+        assert sum(mask.any() for mask in scored) == 1
+        assert not any(np.any(a & b) for a, b in zip(fitted, scored))
+
+
+def test_a_folder_without_published_curves_is_named_before_any_fit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(exponent_choice, "table", lambda folders: pytest.fail("it fitted first"))
+    assert exponent_choice.main(["RUNS", f"--published={tmp_path}"]) == 2
+    assert "25M" in capsys.readouterr().err
 
 
 def test_the_grid_holds_the_default_of_the_law():

@@ -42,7 +42,8 @@ def test_no_point_is_both_fitted_and_scored():
 
 def test_the_law_that_made_the_runs_has_no_error():
     right = law_choice.Candidate("right", (law_choice.RELAXATION,))
-    errors = law_choice.score(right, runs(), {})
+    data = runs()
+    errors = law_choice.score(right, data, law_choice.folds(data), {})
     assert max(e["WorstE"] for e in errors.values()) < 1e-6
 
 

@@ -138,14 +138,14 @@ def test_steps_bend_along_a_valley():
 def test_compiled_programs_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(_levenberg, "MOST_PROGRAMS", 2)
     sizes = []
-    for points in (5, 6, 7, 8):
+    for bounds in (5, 6, 7, 8):  # rows that are never used: another shape is another program
         batch = _levenberg.Batch(
             start=np.zeros((1, 2)),
             inputs={"one": np.ones((1, 2))},
             targets=np.zeros((1, 2)),
             weights=np.ones((1, 2)),
-            lower=np.full((points, 2), -10.0),
-            upper=np.full((points, 2), 10.0),
+            lower=np.full((bounds, 2), -10.0),
+            upper=np.full((bounds, 2), 10.0),
             which=np.zeros((1, 4), int),
         )
         _levenberg.solve(valley, batch, kind="lsq", delta=1.0)
