@@ -105,6 +105,36 @@ def euclidean(z: Array, axis: Any = None, keepdims: bool = False) -> Array:
     return root if keepdims else jnp.squeeze(root, axis=axis)
 
 
+def normalize(z: Array, axis: int | None = None) -> Array:
+    """z over its l2 norm (over those along `axis`), 0 where that is 0: `euclidean` in one pass.
+
+    A second look only where the sum of squares leaves the dtype's range. The barrier has XLA store
+    |z|, which is needed for the sum alone: memory that is held longer costs more.
+    """
+    size = jax.lax.optimization_barrier(jnp.abs(z))
+    squares, info = jnp.sum(size * size, axis=axis, keepdims=True), jnp.finfo(z.dtype)
+    inside = (squares > info.tiny / info.eps**2) & (squares < info.max)
+    inverse = jax.lax.cond(
+        jnp.all(inside),
+        lambda _: 1.0 / jnp.sqrt(jnp.where(inside, squares, 1.0)),
+        lambda size: safe_divide(1.0, euclidean(size, axis=axis, keepdims=True)),
+        size,
+    )
+    return _scale(z, inverse)
+
+
+@jax.custom_jvp
+def _scale(z: Array, factor: Array) -> Array:
+    """z * factor, in a form for which XLA computes z a second time rather than keep it."""
+    return jnp.sign(z) * (jnp.abs(z) * factor)
+
+
+@_scale.defjvp
+def _scale_jvp(primals, tangents):
+    (z, factor), (dz, dfactor) = primals, tangents
+    return _scale(z, factor), dz * factor + z * dfactor
+
+
 def keep_dtype(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """Runs `function` in at least float32 and hands back the dtype that came in."""
 

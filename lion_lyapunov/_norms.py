@@ -13,12 +13,14 @@ from lion_lyapunov._kappa import (
     indicator,
     keep_dtype,
     make_kappa,
+    normalize,
     safe_divide,
 )
 from lion_lyapunov._separable import l1
+from lion_lyapunov._signed_power import signed_power
 from lion_lyapunov._top_k import top_k
 
-_HALVES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+_OF_ROOTS = (2.5, 3.0, 3.5, 4.0)
 
 
 def norm_kappa(name: str, *, norm, subgradient, dual_norm, project, tie_rule, **fields) -> Kappa:
@@ -50,22 +52,10 @@ def l2(name: str = "l2") -> Kappa:
     def project(y):
         return y / jnp.maximum(euclidean(y), 1.0)
 
-    def subgradient(z):
-        # The squares as they are, and a second look only where they leave the dtype's range.
-        squares, info = jnp.sum(z * z), jnp.finfo(z.dtype)
-        inside = (squares > info.tiny / info.eps**2) & (squares < info.max)
-        inverse = jax.lax.cond(
-            inside,
-            lambda z: 1.0 / jnp.sqrt(jnp.where(inside, squares, 1.0)),
-            lambda z: safe_divide(1.0, euclidean(z)),
-            z,
-        )
-        return z * inverse
-
     return norm_kappa(
         name,
         norm=euclidean,
-        subgradient=subgradient,
+        subgradient=normalize,
         dual_norm=euclidean,
         project=project,
         is_symmetric=True,
@@ -103,7 +93,7 @@ def lp(p: Number) -> Kappa:
     q = p / (p - 1.0)
 
     def subgradient(z):
-        return _root_subgradient(z, p) if p in _HALVES else _any_subgradient(z, p)
+        return _from_roots(z, p) if p in _OF_ROOTS else _from_half_power(z, p)
 
     return norm_kappa(
         f"lp({p:g})",
@@ -144,57 +134,60 @@ def group_l2(size: int) -> Kappa:
     )
 
 
-def _root_subgradient(z: Array, p: float) -> Array:
-    """sign(z) (|z| / |z|_p)^(p - 1) where powers are products and roots.
-
-    A power is taken twice rather than stored: both passes then read z alone, and storing what they
-    share would cost more than computing it.
-    """
-    u = _scaled_size(z, p)
-    total = jnp.sum(_safe_power(u, p))
+def _from_roots(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1) for p > 2 whose powers are products and roots."""
+    u = jnp.abs(z) * _scale(z, p)
+    total = jnp.sum(jax.lax.optimization_barrier(_power(u, p)))
     inverse = jnp.where(total == 0, 1.0, total) ** (-1.0 / p)
-    return jnp.sign(z) * _safe_power(u * inverse, p - 1.0)
+    return jnp.sign(z) * _power(u * inverse, p - 1.0)
 
 
-def _any_subgradient(z: Array, p: float) -> Array:
-    """sign(z) (|z| / |z|_p)^(p - 1) for any p, from one logarithm and one exponential an entry.
+def _from_half_power(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1), |z|_p^p as the sum of h^2 with h = |z|^(p / 2).
 
-    The barrier has the power stored: XLA would otherwise take it once for the sum and once for the
-    answer.
+    Unlike the sum, h of 1 < p < 2 stays in the dtype's range, and can be summed again over its
+    largest entry. The barrier lets XLA write h where the result goes later; powers are taken twice
+    because an array that lives longer costs more.
     """
-    u = _scaled_size(z, p)
-    floor = jnp.finfo(z.dtype).tiny  # for entries of 0, whose sign keeps their terms at 0
-    power = jnp.sign(z) * jnp.exp((p - 1.0) * jnp.log(jnp.maximum(u, floor)))
-    power = jax.lax.optimization_barrier(power)
-    total = jnp.sum(u * jnp.abs(power))
-    norm = jnp.where(total == 0, 1.0, total) ** (1.0 / p)
-    return power * norm ** (1.0 - p)
+    z = z * _scale(z, p)
+    half = jax.lax.optimization_barrier(_power(z, p / 2.0))
+    total, info = jnp.sum(half * half), jnp.finfo(z.dtype)
+    exponent = (1.0 - p) / p
+
+    def from_scaled(half):
+        largest = jnp.max(jnp.abs(half), initial=0.0)
+        largest = jnp.where(largest == 0, 1.0, largest)
+        rest = jnp.sum((half / largest) ** 2)
+        return largest ** (2.0 * exponent) * jnp.where(rest == 0, 1.0, rest) ** exponent
+
+    inside = (total > info.tiny / info.eps**2) & (total < info.max)
+    factor = jax.lax.cond(
+        inside, lambda _: jnp.where(inside, total, 1.0) ** exponent, from_scaled, half
+    )
+    return _power(z, p - 1.0) * factor
 
 
-def _scaled_size(z: Array, p: float) -> Array:
-    """|z|, over its largest entry where p > 2: cubes of small gradients underflow in float32."""
-    u = jnp.abs(z)
+def _scale(z: Array, p: float) -> Array | float:
+    """One over the largest entry where p > 2: cubes of small gradients underflow in float32."""
     if p <= 2:
-        return u
-    largest = jnp.max(u, initial=0.0)
-    return u * (1.0 / jnp.where(largest > 0, largest, 1.0))
+        return 1.0
+    largest = jnp.max(jnp.abs(z), initial=0.0)
+    return 1.0 / jnp.where(largest > 0, largest, 1.0)
 
 
-def _safe_power(u: Array, exponent: float) -> Array:
-    """u^exponent for u >= 0, with derivative 0 at 0, where autodiff would make NaN of inf * 0.
-
-    Multiples of 1/2 up to 4 are products and roots; exp(exponent log u) does for the others what
-    XLA's power does on a CPU in three times the time.
-    """
-    positive = u != 0
-    inner = jnp.where(positive, u, 1.0)
-    if exponent in _HALVES:
-        whole = int(exponent)
-        power = jax.lax.integer_pow(inner, whole)
-        power = power * jnp.sqrt(inner) if exponent != whole else power
+def _power(z: Array, exponent: float) -> Array:
+    """sign(z) |z|^exponent, with derivative 0 at 0, where autodiff would make NaN of inf * 0."""
+    zero = z == 0
+    size = jnp.where(zero, 1.0, jnp.abs(z))
+    whole = int(exponent)
+    rest = exponent - whole
+    if exponent > 4:  # a product of many factors would add up their rounding errors
+        power = jnp.exp(exponent * jnp.log(size))
+    elif rest in (0.0, 0.5):
+        power = jax.lax.integer_pow(size, whole) * (jnp.sqrt(size) if rest else 1.0)
     else:
-        power = jnp.exp(exponent * jnp.log(inner))
-    return jnp.where(positive, power, 0.0)
+        return signed_power(z, rest) * jax.lax.integer_pow(jnp.abs(z), whole)
+    return jnp.where(zero, 0.0, jnp.sign(z) * power)
 
 
 def _lp_norm(z: Array, p: float) -> Array:
@@ -202,7 +195,7 @@ def _lp_norm(z: Array, p: float) -> Array:
     largest = jnp.max(size, initial=0.0)
     usable = (largest > 0) & jnp.isfinite(largest)
     scale = jax.lax.stop_gradient(jnp.where(usable, largest, 1.0))
-    total = jnp.sum(_safe_power(size / scale, p))
+    total = jnp.sum(_power(size / scale, p))
     return jnp.where(total == 0, 0.0, jnp.where(total == 0, 1.0, total) ** (1.0 / p)) * scale
 
 

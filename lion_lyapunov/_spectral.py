@@ -9,6 +9,7 @@ from lion_lyapunov._kappa import (
     euclidean,
     keep_dtype,
     make_kappa,
+    normalize,
     working,
 )
 from lion_lyapunov._norms import linf, lp, norm_kappa
@@ -150,11 +151,8 @@ def _line_l2(name: str, axis: int) -> Kappa:
         return euclidean(z, axis=axis, keepdims=True)
 
     def subgradient(z):
-        # On the optimizer's hot path: no rescaling by the largest entry, one division a line.
         require_matrix(name, z)
-        squares = jnp.sum(z * z, axis=axis, keepdims=True)
-        zero = squares == 0
-        return z * jnp.where(zero, 0.0, 1.0 / jnp.sqrt(jnp.where(zero, 1.0, squares)))
+        return normalize(z, axis=axis)
 
     return norm_kappa(
         name,

@@ -11,6 +11,7 @@ import pytest
 
 from lion_lyapunov import analysis, lion_k, low_precision
 from lion_lyapunov import kappas as K
+from lion_lyapunov._signed_power import signed_power
 
 # Compiled once and run briefly: optimising the code would take longer than it saves.
 jit = functools.partial(
@@ -224,13 +225,61 @@ def test_a_run_resumed_from_orbax_ends_with_the_same_bits(name, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.parametrize("p", [1.2, 2.0, 3.0])
-@pytest.mark.parametrize("size", [1e-20, 1e-13, 1.0, 1e12, 1e25])
+@pytest.mark.parametrize("p", [1.01, 1.2, 1.5, 1.9, 2.0, 2.7, 3.0, 4.5])
+@pytest.mark.parametrize("size", [1e-35, 1e-20, 1e-13, 1.0, 1e12, 1e25, 1e37])
 def test_directions_of_lp_norms_do_not_depend_on_the_scale(p, size):
     """Squares and cubes of such gradients leave float32; the expected side is float64."""
     z = np.random.default_rng(5).normal(size=30)
     expected = np.sign(z) * (np.abs(z) / np.sum(np.abs(z) ** p) ** (1 / p)) ** (p - 1)
     scaled = jnp.asarray(size * z, jnp.float32)
     found = jax.vmap(K.lp(p).subgradient)(jnp.stack([scaled, jnp.zeros_like(scaled)]))
-    np.testing.assert_allclose(found[0], expected, rtol=2e-5)
+    np.testing.assert_allclose(found[0], expected, rtol=5e-6)
     np.testing.assert_array_equal(found[1], 0.0)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("p", [1.2, 1.5, 2.7, 3.0])
+def test_one_bad_entry_shows_in_the_whole_direction_of_an_lp_norm(p, bad):
+    found = K.lp(p).subgradient(jnp.array([0.0, 1.0, bad], jnp.float32))
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1.0, 1e20, 1e37])
+def test_directions_of_rows_do_not_depend_on_the_scale(size):
+    """One row of the size and one of ordinary size: neither may spoil the other."""
+    z = np.random.default_rng(6).normal(size=(3, 8))
+    expected = z / np.linalg.norm(z, axis=1, keepdims=True)
+    expected[2] = 0.0
+    rows = jnp.asarray(z * np.array([[size], [1.0], [0.0]]), jnp.float32)
+    np.testing.assert_allclose(K.row_l2().subgradient(rows), expected, rtol=1e-6)
+    np.testing.assert_allclose(K.col_l2().subgradient(rows.T), expected.T, rtol=1e-6)
+
+
+def test_normalised_directions_have_their_derivative_where_an_entry_is_zero():
+    """The derivative of z / |z| is (1 - n n^T) / |z| with n = z / |z|."""
+    z = np.array([0.0, 3.0, -4.0])
+    n = z / 5.0
+    found = jax.jacobian(K.l2().subgradient)(jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(found, (np.eye(3) - np.outer(n, n)) / 5.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("a", [0.003, 0.04, 0.1, 0.3, 0.5, 0.6, 0.9, 0.999])
+def test_signed_powers_of_the_whole_float32_range(a):
+    """NumPy's powers in float64 are the other side; 6e-7 is five ulp."""
+    rng = np.random.default_rng(0)
+    parts = (2.0 ** rng.uniform(-126, 127.99, 20_000), rng.uniform(0.5, 2.1, 20_000))
+    u = np.concatenate([*parts, [2.0**-126, 1.0, 3.4028235e38]]).astype(np.float32)
+    found = jax.jit(signed_power, static_argnums=1)
+    np.testing.assert_allclose(found(jnp.asarray(u), a), u.astype(np.float64) ** a, rtol=6e-7)
+    np.testing.assert_array_equal(found(jnp.asarray(-u), a), -found(jnp.asarray(u), a))
+    kept = jnp.array([0.0, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(found(kept, a), kept)
+
+
+def test_signed_powers_have_their_derivatives():
+    z, a = jnp.array([-0.3, 0.0, 1.0, 7.0], jnp.float32), 0.6
+    slope = jax.grad(lambda z: signed_power(z, a))
+    size = np.where(np.asarray(z) == 0, np.inf, np.abs(np.asarray(z, np.float64)))
+    np.testing.assert_allclose(jax.vmap(slope)(z), a * size ** (a - 1), rtol=1e-6)
+    bend = jax.vmap(jax.grad(slope))(z)
+    np.testing.assert_allclose(bend, a * (a - 1) * np.sign(z) * size ** (a - 2), rtol=2e-6)
