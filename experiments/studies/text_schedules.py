@@ -97,10 +97,19 @@ def find_text(path: str) -> Path:
 
 
 def load_bytes(path: Path) -> np.ndarray:
-    """The bytes of a file, or of a folder's files joined in alphabetical order, links left out."""
+    """The bytes of a file, or of a folder's files joined in alphabetical order, links left out.
+
+    Raises:
+      ValueError: the folder holds no files itself; those of folders in it are not read.
+    """
     if path.is_file():
         return np.fromfile(path, np.uint8)
     files = [f for f in sorted(path.iterdir()) if f.is_file() and not f.is_symlink()]
+    if not files:
+        raise ValueError(
+            f"text: {path} holds no files, only folders perhaps; set config.text to a file or to "
+            "a folder with the files directly in it."
+        )
     return np.concatenate([np.fromfile(f, np.uint8) for f in files])
 
 
