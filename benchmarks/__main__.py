@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
             )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"environment": describe_environment(), "fast": arguments.fast, "results": results}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(arguments.out)
     return int(failed > 0)
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments._files import write_text
 from experiments.train import Refused, build_study, parse
 from sam_free import sharpness
 from shared import plotting
@@ -192,9 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         argv if argv is not None else sys.argv[1:]
     )
     file = arguments.workdir / "comparison.json"
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(file)
+    write_text(file, json.dumps(record, indent=1) + "\n")
     with plotting.theory_style():
         picture = plotting.save(draw(record), arguments.workdir / "comparison.png")
     print(table(record))

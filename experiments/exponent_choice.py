@@ -22,6 +22,7 @@ import numpy as np
 
 import scaling_laws
 from experiments import _runs, law_choice
+from experiments._files import write_text
 from experiments.studies import text_schedules
 from experiments.text_law import curve_of
 from scaling_laws import curves, laws
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments._files import write_text
+
 HEADER = """# Gallery
 
 Every figure is one command and writes, beside its picture, a JSON with the numbers below. A figure
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         target = arguments.docs / "figures" / own / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(arguments.figures / own / f"{name}.png", target)
-    (arguments.docs / "gallery.md").write_text("\n".join(page))
+    write_text(arguments.docs / "gallery.md", "\n".join(page))
     print(f"{len(records)} figures in {arguments.docs / 'gallery.md'}")
     return 0
 

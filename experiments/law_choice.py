@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import scaling_laws
+from experiments._files import write_text
 from scaling_laws import curves, laws
 
 SIZES = ("25M", "100M")
@@ -255,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         record["final"] = {c.name: final(arguments.data, c) for c in (chosen, tried[0])}
         print(json.dumps(record["final"], indent=1))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
     return 0
 
 

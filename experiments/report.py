@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._files import write_text
 from experiments._runs import Group, differing, find, gather, load, spread
 from shared import plotting
 
@@ -228,9 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         figure = draw(groups, names)
         page = as_page(groups, names, figure)
         picture = plotting.save(figure, arguments.out / "report.png")
-    partial = arguments.out / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(arguments.out / "report.html")
+    write_text(arguments.out / "report.html", page)
     print(f"\n{picture}\n{arguments.out / 'report.html'}")
     return 0
 

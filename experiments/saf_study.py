@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._files import write_text
 from experiments.studies import saf_table
 from shared import data, plotting
 from shared.environment import describe_environment
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         result["environment"] = describe_environment()
         result["wall_time_s"] = time.perf_counter() - start
         result["cpu_time_s"] = time.process_time() - cpu_start
-        (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
         table = saf_table.compare(result["runs"])
         print(f"\n{title(result)}\n{saf_table.format_table(table)}\n", flush=True)
         with plotting.theory_style():

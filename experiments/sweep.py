@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments._files import write_text
 from experiments._runs import load
 from experiments.train import BAD_INPUT, DONE, INTERRUPTED, NOT_FINITE, Refused, parse
 
@@ -192,9 +193,8 @@ class Sweep:
 
     def _save(self) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".json.partial")
-        partial.write_text(json.dumps({"base": self.base, "trials": self.trials}, indent=1) + "\n")
-        partial.replace(self.path)
+        record = {"base": self.base, "trials": self.trials}
+        write_text(self.path, json.dumps(record, indent=1) + "\n")
 
     def table(self, metric: str, goal: str) -> str:
         """Trials by their last value of a metric, the best first."""

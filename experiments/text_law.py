@@ -17,6 +17,7 @@ import numpy as np
 
 import scaling_laws
 from experiments import _runs
+from experiments._files import write_text
 from experiments.studies import text_schedules
 from experiments.train import Refused, build_study, parse
 from scaling_laws import curves, laws, plots
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = arguments.workdir / "law.json"
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    write_text(path, json.dumps(record, indent=1, default=str) + "\n")
     for row in record["laws"]:
         print(
             f"{row['law']}: mean error {100 * row['held_out']['PredE']:.2f} %, worst "

@@ -55,7 +55,9 @@ def main(argv=None) -> int:
         if arguments.out is None:
             sys.stdout.write(text + "\n")
         else:
-            arguments.out.write_text(text + "\n")
+            partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+            partial.write_text(text + "\n")
+            partial.replace(arguments.out)
             _say(f"wrote {arguments.out}")
     except (ValueError, OSError, ImportError) as error:
         _say(f"error: {error}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments.figures as figures
+from experiments._files import write_text
 from shared import plotting
 from shared.environment import describe_environment
 
@@ -33,9 +34,7 @@ def names() -> list[str]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes atomically; infinities become null, which JSON has and they have not."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

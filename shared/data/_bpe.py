@@ -82,8 +82,10 @@ class BytePairs:
         return b"".join(self.pieces[int(token)] for token in tokens)
 
     def save(self, path: str | Path) -> None:
-        """Writes the merges as JSON."""
-        Path(path).write_text(json.dumps({"merges": self.merges}) + "\n")
+        """Writes the merges as JSON, atomically."""
+        partial = Path(f"{path}.partial")
+        partial.write_text(json.dumps({"merges": self.merges}) + "\n")
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "BytePairs":
