@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from lion_lyapunov._checks import check_count
+from lion_lyapunov._kappa import max_or_nan
 
 Array = jax.Array
 PyTree = Any
@@ -130,7 +131,7 @@ def _scaled_blocks(x: Array, block: int) -> tuple[Array, Array]:
     flat = x.astype(jnp.float32).reshape(-1)
     size = min(block, max(flat.size + flat.size % 2, 2)) if block > flat.size else block
     values = jnp.pad(flat, (0, -flat.size % size)).reshape(-1, size)
-    scales = jnp.max(jnp.abs(values), axis=1)
+    scales = max_or_nan(jnp.abs(values), axis=1)
     usable = scales > 0
     return values / jnp.where(usable, scales, 1.0)[:, None], scales
 

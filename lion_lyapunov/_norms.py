@@ -13,6 +13,7 @@ from lion_lyapunov._kappa import (
     indicator,
     keep_dtype,
     make_kappa,
+    max_or_nan,
     normalize,
     safe_divide,
 )
@@ -128,7 +129,7 @@ def group_l2(size: int) -> Kappa:
         f"group_l2({size})",
         norm=lambda z: jnp.sum(norms(z)),
         subgradient=lambda z: join(safe_divide(split(z), norms(z)), z),
-        dual_norm=lambda y: jnp.max(norms(y), initial=0.0),
+        dual_norm=lambda y: max_or_nan(norms(y)),
         project=lambda y: join(split(y) / jnp.maximum(norms(y), 1.0), y),
         tie_rule="a group that is zero gets zero",
     )

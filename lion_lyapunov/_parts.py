@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lion_lyapunov._combine import scaled
-from lion_lyapunov._kappa import Kappa, make_kappa
+from lion_lyapunov._kappa import Kappa, make_kappa, max_or_nan
 
 PyTree = Any
 
@@ -98,7 +98,7 @@ def batched(kappa: Kappa) -> Kappa:
 
     out = _reshaped(kappa, f"batched({kappa.name})", total, jax.vmap)
     gauge = kappa.dual_norm
-    worst = None if gauge is None else lambda y: jnp.max(jax.vmap(gauge)(y), initial=0.0)
+    worst = None if gauge is None else lambda y: max_or_nan(jax.vmap(gauge)(y))
     return make_kappa(**{**_fields(out), "dual_norm": worst})
 
 
@@ -211,7 +211,7 @@ def on_tree(kappa: Kappa) -> Kappa:
 
     def largest(tree):
         assert gauge is not None
-        return jnp.max(jnp.stack([gauge(leaf) for leaf in jax.tree.leaves(tree)]), initial=0.0)
+        return max_or_nan(jnp.stack([gauge(leaf) for leaf in jax.tree.leaves(tree)]))
 
     return Kappa(
         name=kappa.name,

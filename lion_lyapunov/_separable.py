@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lion_lyapunov._checks import Number, check_non_negative, check_number, check_positive
-from lion_lyapunov._kappa import Array, Kappa, ScalarFunction, keep_dtype, make_kappa
+from lion_lyapunov._kappa import Array, Kappa, ScalarFunction, keep_dtype, make_kappa, max_or_nan
 
 
 def separable(name: str, phi: ScalarFunction, *, is_even: bool, is_smooth: bool, **fields) -> Kappa:
@@ -30,7 +30,7 @@ def separable(name: str, phi: ScalarFunction, *, is_even: bool, is_smooth: bool,
         if not bounded:
             return jnp.zeros((), y.dtype)
         size = jnp.where(y >= 0, y / phi.high, y / phi.low if phi.low else jnp.inf * -y)
-        return jnp.max(jnp.where(y == 0, 0.0, size), initial=0.0)
+        return max_or_nan(jnp.where(y == 0, 0.0, size))
 
     return make_kappa(
         name=name,
@@ -74,7 +74,7 @@ def trimmed_l1(e: Number) -> Kappa:
     """
     check_non_negative("trimmed_l1", e=e)
     phi = ScalarFunction(
-        value=lambda z: jnp.maximum(jnp.abs(z) - e, 0.0),
+        value=lambda z: jnp.where(jnp.abs(z) <= e, 0.0, jnp.abs(z) - e),
         derivative=lambda z: jnp.where(jnp.abs(z) <= e, jnp.zeros_like(z), jnp.sign(z)),
         conjugate=lambda y: e * jnp.abs(y),
         conjugate_derivative=lambda y: e * jnp.sign(y),
@@ -247,7 +247,7 @@ def power(p: Number) -> Kappa:
 def positive_part() -> Kappa:
     """Sum of max(z_i, 0): minimises f over 0 <= x_i <= 1 / weight_decay. Not even."""
     phi = ScalarFunction(
-        value=lambda z: jnp.maximum(z, 0.0),
+        value=lambda z: jnp.where(z <= 0, 0.0, z),
         derivative=lambda z: jnp.where(jnp.isnan(z), z, (z > 0).astype(z.dtype)),
         conjugate=jnp.zeros_like,
         conjugate_derivative=jnp.zeros_like,

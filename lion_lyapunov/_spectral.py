@@ -9,6 +9,7 @@ from lion_lyapunov._kappa import (
     euclidean,
     keep_dtype,
     make_kappa,
+    max_or_nan,
     normalize,
     working,
 )
@@ -158,7 +159,7 @@ def _line_l2(name: str, axis: int) -> Kappa:
         name,
         norm=lambda z: jnp.sum(norms(z)),
         subgradient=subgradient,
-        dual_norm=lambda y: jnp.max(norms(y), initial=0.0),
+        dual_norm=lambda y: max_or_nan(norms(y)),
         project=lambda y: y / jnp.maximum(norms(y), 1.0),
         tie_rule="a line that is zero gets zero",
     )

@@ -114,9 +114,9 @@ def check_kernel(caller: str, name: str, kernel: Any, frame: Frame, *, square: b
 
 @jax.jit
 def _is_finite(array: Array) -> Array:
-    # The largest entry is NaN or infinite when one is; this takes a fifth of the time of
-    # all(isfinite) on a CPU.
-    return jnp.isfinite(jnp.max(jnp.abs(array), initial=0))
+    # 0 times NaN or infinity is NaN, and a sum takes half the time of all(isfinite) on a CPU. The
+    # largest entry would not show NaN: XLA's maximum passes over it from 4,096 entries on.
+    return jnp.sum(array * 0) == 0
 
 
 def check_finite(caller: str, **arrays: Any) -> None:

@@ -88,6 +88,32 @@ def test_zero_moves_nothing_and_nan_shows(name):
         assert np.isfinite(np.asarray(updates)[1:]).all()
 
 
+@pytest.mark.parametrize("place", [0, 3, 6000, 12_287])
+def test_nan_shows_in_large_leaves(place):
+    """From 4,096 entries on, XLA's maximum on a CPU passes over NaN; nothing here may."""
+    vector = jnp.ones(12_288).at[place].set(jnp.nan)
+    kappas = [*ENTRYWISE.values(), *(VECTORS[n] for n in ("l2", "lp_3", "linf", "group_l2"))]
+    for kappa in [*kappas, K.positive_part(), K.trimmed_l1(2.0)]:
+        bounded = kappa.name not in ("half_squared_l2", "power(1.5)")  # no constraint, gauge 0
+        assert np.isnan(jit(kappa.value)(vector)), kappa
+        assert np.isnan(jit(kappa.dual_norm)(vector)) == bounded, kappa
+        assert not np.isfinite(jit(kappa.conjugate)(vector)), kappa
+        assert np.isnan(jit(kappa.subgradient)(vector)[place]), kappa
+    rows = vector.reshape(-1, 2)
+    for kappa in (K.row_l2(), K.col_l2()):
+        assert np.isnan(jit(kappa.dual_norm)(rows)), kappa
+
+
+@pytest.mark.parametrize("stored", [low_precision.int8(), low_precision.int4()])
+def test_nan_shows_in_large_quantised_momenta(stored):
+    """It fills its block, and no other one."""
+    x = jnp.ones(12_288).at[5000].set(jnp.nan)
+    block = 256 if stored.name == "int8" else 64
+    found = np.isnan(jit(lambda x: stored.decode(stored.encode(x, None), x))(x))
+    np.testing.assert_array_equal(np.flatnonzero(found) // block, 5000 // block)
+    assert found.sum() == block
+
+
 @pytest.mark.parametrize("name", named([*ENTRYWISE, *VECTORS]))
 def test_a_scalar_is_a_vector_of_one_entry(name):
     kappa = EVEN[name]

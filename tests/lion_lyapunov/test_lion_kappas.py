@@ -480,10 +480,10 @@ def test_fenchel_young_on_ten_thousand_pairs(name):
     with jax.enable_x64(True):
         run = jit(jax.vmap(gap))
         least, _ = run(jnp.asarray(zs), jnp.asarray(ys))
-        assert float(jnp.min(least)) >= -1e-12
+        assert np.min(least) >= -1e-12  # NumPy: XLA's minimum passes over NaN
         # Over six orders of magnitude rounding grows with K.
         least, value = run(jnp.asarray(wide * zs), jnp.asarray(rng.permutation(wide) * ys))
-        assert float(jnp.min(least / (1.0 + jnp.abs(value)))) >= -1e-12
+        assert np.min(least / (1.0 + jnp.abs(value))) >= -1e-12
 
 
 def problems(shape):

@@ -1,6 +1,7 @@
 """Prediction against dense matrix functions, independent integrators and naive loops."""
 
 import collections
+import re
 
 import jax
 import jax.numpy as jnp
@@ -378,6 +379,18 @@ BAD = np.array([[1.0, 0.0, np.nan], [0.0, 1.0, 0.0], [np.nan, 0.0, np.inf]])
 def test_numbers_that_are_not_finite_are_refused_by_name(call, name):
     with pytest.raises(ValueError, match=name):
         call(np.eye(3), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (0, 3), (50, 50), (99, 99)])
+def test_one_bad_entry_of_a_large_kernel_is_refused(place, bad, dtype):
+    """From 4,096 entries on, XLA's maximum on a CPU passes over NaN; the check may not."""
+    kernel = np.eye(100, dtype=dtype)
+    predict.gradient_descent_mse(kernel, np.ones((100, 1), dtype))
+    kernel[place] = bad
+    with pytest.raises(ValueError, match=f"1 of its 10000 entries.*{re.escape(str(place))}"):
+        predict.gradient_descent_mse(kernel, np.ones((100, 1), dtype))
 
 
 @pytest.mark.parametrize(
