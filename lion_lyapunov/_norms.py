@@ -21,8 +21,6 @@ from lion_lyapunov._separable import l1
 from lion_lyapunov._signed_power import signed_power
 from lion_lyapunov._top_k import top_k
 
-_OF_ROOTS = (2.5, 3.0, 3.5, 4.0)
-
 
 def norm_kappa(name: str, *, norm, subgradient, dual_norm, project, tie_rule, **fields) -> Kappa:
     """A norm; its conjugate is the indicator of the unit ball of the dual norm."""
@@ -93,13 +91,10 @@ def lp(p: Number) -> Kappa:
         return linf()
     q = p / (p - 1.0)
 
-    def subgradient(z):
-        return _from_roots(z, p) if p in _OF_ROOTS else _from_half_power(z, p)
-
     return norm_kappa(
         f"lp({p:g})",
         norm=lambda z: _lp_norm(z, p),
-        subgradient=subgradient,
+        subgradient=lambda z: _direction(z, p),
         dual_norm=lambda y: _lp_norm(y, q),
         project=lambda y: _project_lq_ball(y, q),
         is_symmetric=True,
@@ -135,45 +130,37 @@ def group_l2(size: int) -> Kappa:
     )
 
 
-def _from_roots(z: Array, p: float) -> Array:
-    """sign(z) (|z| / |z|_p)^(p - 1) for p > 2 whose powers are products and roots."""
-    u = jnp.abs(z) * _scale(z, p)
-    total = jnp.sum(jax.lax.optimization_barrier(_power(u, p)))
-    inverse = jnp.where(total == 0, 1.0, total) ** (-1.0 / p)
-    return jnp.sign(z) * _power(u * inverse, p - 1.0)
+def _direction(z: Array, p: float) -> Array:
+    """sign(z) (|z| / |z|_p)^(p - 1), to a relative error of about 3e-7 k in float32.
 
-
-def _from_half_power(z: Array, p: float) -> Array:
-    """sign(z) (|z| / |z|_p)^(p - 1), |z|_p^p as the sum of h^2 with h = |z|^(p / 2).
-
-    Unlike the sum, h of 1 < p < 2 stays in the dtype's range, and can be summed again over its
-    largest entry. The barrier lets XLA write h where the result goes later; powers are taken twice
-    because an array that lives longer costs more.
+    |z|_p^p is the sum of h^k, h = |z|^(p / k), with a power of two k. h stays in the dtype's range
+    where the sum leaves it, and is summed again over its largest entry then. The barrier lets XLA
+    write h where the result goes later; |z| is raised to a power twice because an array that lives
+    longer costs more.
     """
-    z = z * _scale(z, p)
-    half = jax.lax.optimization_barrier(_power(z, p / 2.0))
-    total, info = jnp.sum(half * half), jnp.finfo(z.dtype)
-    exponent = (1.0 - p) / p
+    k = 2 ** math.ceil(math.log2(p))
+    h = jax.lax.optimization_barrier(_power(z, p / k))
+    total, info = jnp.sum(h**k), jnp.finfo(z.dtype)
+    whole = int(p - 1.0)
+    rest = p - 1.0 - whole  # a power in [0, 1) needs no scale: its result is in range
 
-    def from_scaled(half):
-        largest = jnp.max(jnp.abs(half), initial=0.0)
-        largest = jnp.where(largest == 0, 1.0, largest)
-        rest = jnp.sum((half / largest) ** 2)
-        return largest ** (2.0 * exponent) * jnp.where(rest == 0, 1.0, rest) ** exponent
+    def factor(total):
+        return 1.0 / _power(jnp.where(total == 0, 1.0, total), (p - 1.0) / p)
+
+    def rescale(h):
+        top = jnp.max(jnp.abs(h), initial=0.0)
+        top = jnp.where(top == 0, 1.0, top)
+        largest = _power(top, k / p)
+        return 1.0 / largest, factor(jnp.sum((h / top) ** k)) / _power(largest, rest)
 
     inside = (total > info.tiny / info.eps**2) & (total < info.max)
-    factor = jax.lax.cond(
-        inside, lambda _: jnp.where(inside, total, 1.0) ** exponent, from_scaled, half
+    scale, shared = jax.lax.cond(
+        inside,
+        lambda _: (jnp.ones_like(total), factor(jnp.where(inside, total, 1.0))),
+        rescale,
+        h,
     )
-    return _power(z, p - 1.0) * factor
-
-
-def _scale(z: Array, p: float) -> Array | float:
-    """One over the largest entry where p > 2: cubes of small gradients underflow in float32."""
-    if p <= 2:
-        return 1.0
-    largest = jnp.max(jnp.abs(z), initial=0.0)
-    return 1.0 / jnp.where(largest > 0, largest, 1.0)
+    return _power(z, rest) * (jnp.abs(z) * scale) ** whole * shared
 
 
 def _power(z: Array, exponent: float) -> Array:
@@ -182,9 +169,7 @@ def _power(z: Array, exponent: float) -> Array:
     size = jnp.where(zero, 1.0, jnp.abs(z))
     whole = int(exponent)
     rest = exponent - whole
-    if exponent > 4:  # a product of many factors would add up their rounding errors
-        power = jnp.exp(exponent * jnp.log(size))
-    elif rest in (0.0, 0.5):
+    if rest in (0.0, 0.5):
         power = jax.lax.integer_pow(size, whole) * (jnp.sqrt(size) if rest else 1.0)
     else:
         return signed_power(z, rest) * jax.lax.integer_pow(jnp.abs(z), whole)

@@ -251,15 +251,19 @@ def test_a_run_resumed_from_orbax_ends_with_the_same_bits(name, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.parametrize("p", [1.01, 1.2, 1.5, 1.9, 2.0, 2.7, 3.0, 4.5])
+@pytest.mark.parametrize("p", [1.01, 1.2, 1.5, 1.9, 2.0, 2.7, 3.0, 4.0, 4.5, 6.0, 7.7])
 @pytest.mark.parametrize("size", [1e-35, 1e-20, 1e-13, 1.0, 1e12, 1e25, 1e37])
 def test_directions_of_lp_norms_do_not_depend_on_the_scale(p, size):
-    """Squares and cubes of such gradients leave float32; the expected side is float64."""
+    """Squares and cubes of such gradients leave float32; the expected side is float64.
+
+    A power of |z| has an error of 5 ulp, and the sum takes its 2nd, 4th or 8th power.
+    """
     z = np.random.default_rng(5).normal(size=30)
     expected = np.sign(z) * (np.abs(z) / np.sum(np.abs(z) ** p) ** (1 / p)) ** (p - 1)
     scaled = jnp.asarray(size * z, jnp.float32)
     found = jax.vmap(K.lp(p).subgradient)(jnp.stack([scaled, jnp.zeros_like(scaled)]))
-    np.testing.assert_allclose(found[0], expected, rtol=5e-6)
+    rtol = 5e-7 * 2 ** np.ceil(np.log2(p))
+    np.testing.assert_allclose(found[0], expected, rtol=rtol)
     np.testing.assert_array_equal(found[1], 0.0)
 
 
