@@ -107,15 +107,15 @@ def probe(
         params = state.params
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
-        momentum = times(-1.0, find_momentum(state.opt_state, params, mu_dtype))
+        mu = find_momentum(state.opt_state, params, mu_dtype)
         # K*(lam x) is shared by all four numbers, so it is computed once.
         y = times(weight_decay, params)
         decays = jnp.asarray(weight_decay) > 0
         conjugate = jnp.where(decays, whole.conjugate(y), 0.0)
         penalty = jnp.where(decays, conjugate / jnp.where(decays, weight_decay, 1.0), 0.0)
-        coupling = conjugate + whole.value(momentum) - inner(y, momentum)
+        coupling = conjugate + whole.value(times(-1.0, mu)) + weight_decay * inner(params, mu)
         weight = coupling_weight(rate, b1, b2, weight_decay)
-        gap = whole.value(times(-1.0, grads)) + conjugate + inner(grads, y)
+        gap = whole.value(times(-1.0, grads)) + conjugate + weight_decay * inner(grads, params)
         worst = jnp.max(jnp.stack(jax.tree.leaves(violation(kappa, params, weight_decay))))
         return {
             "loss": loss,
