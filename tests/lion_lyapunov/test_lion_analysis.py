@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import optimize
 
-from lion_lyapunov import analysis, lion, lion_k, lion_k_groups, low_precision
+from lion_lyapunov import analysis, lion_k, lion_k_groups, low_precision
 from lion_lyapunov import kappas as K
 
 # Compiled once and run briefly: optimising the code would take longer than it saves.
@@ -313,23 +313,24 @@ class State:
         self.step, self.params, self.opt_state = step, params, opt_state
 
 
-def test_probe_reports_what_the_functions_compute():
-    params = {"w": 0.3 * jnp.ones((2, 2)), "b": jnp.array([0.2, -0.4])}
+@pytest.mark.parametrize(("kappa", "b"), [(K.l1(), -0.4), (K.positive_part(), 0.4)])
+def test_probe_reports_what_the_functions_compute(kappa, b):
+    params = {"w": 0.3 * jnp.ones((2, 2)), "b": jnp.array([0.2, b])}
 
     def loss_fn(params, batch):
         return batch * sum(jnp.sum((p - 1.0) ** 2) for p in jax.tree.leaves(params))
 
-    optimizer = lion(0.1, weight_decay=0.5)
+    optimizer = lion_k(0.1, kappa, weight_decay=0.5)
     _, opt_state = optimizer.update(params, optimizer.init(params), params)
-    probe = analysis.probe(K.l1(), loss_fn, learning_rate=lambda t: 0.1 / (t + 1), weight_decay=0.5)
+    probe = analysis.probe(kappa, loss_fn, learning_rate=lambda t: 0.1 / (t + 1), weight_decay=0.5)
     out = jit(lambda p, o, t: probe(State(t, p, o), 2.0))(params, opt_state, jnp.int32(1))
     loss, grads = jax.value_and_grad(loss_fn)(params, 2.0)
     np.testing.assert_allclose(out["loss"], loss, rtol=1e-6)
     expected = analysis.discrete_lyapunov(
-        K.l1(), params, opt_state[0].mu, loss, 0.5, learning_rate=0.05
+        kappa, params, opt_state[0].mu, loss, 0.5, learning_rate=0.05
     )
     np.testing.assert_allclose(out["lyapunov"], expected, rtol=1e-6)
-    gap = analysis.fenchel_gap(K.l1(), params, grads, 0.5)
+    gap = analysis.fenchel_gap(kappa, params, grads, 0.5)
     np.testing.assert_allclose(out["fenchel_gap"], gap, rtol=1e-6)
     assert out["violation"] == 0.0
     assert out["phase"] == 2
