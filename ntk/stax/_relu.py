@@ -32,7 +32,9 @@ class ABReluLayer(Activation):
 
     def fn(self, x: Array) -> Array:
         """The function."""
-        return self.a * jnp.minimum(x, 0) + self.b * jnp.maximum(x, 0)
+        # XLA's maximum followed by a mean passes over NaN on a CPU.
+        kinked = self.a * jnp.minimum(x, 0) + self.b * jnp.maximum(x, 0)
+        return jnp.where(jnp.isnan(x), x, kinked)
 
     def variance(self, var: Array) -> Array:
         """(a^2 + b^2) / 2 of the variance."""

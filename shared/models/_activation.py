@@ -27,10 +27,15 @@ def _erf(z: np.ndarray) -> np.ndarray:
     return np.array([math.erf(value) for value in z])
 
 
+def _relu(z: Array) -> Array:
+    """max(z, 0), and NaN for NaN: XLA's maximum followed by a mean passes over NaN on a CPU."""
+    return jnp.where(z <= 0, 0, z)
+
+
 # The gain is taken for unit input. For functions that are not homogeneous it keeps E[f^2] at one
 # only near there, which is all that an initialization needs.
 _ACTIVATIONS = {
-    "relu": Activation(jax.nn.relu, math.sqrt(2)),
+    "relu": Activation(_relu, math.sqrt(2)),
     "gelu": Activation(
         lambda z: jax.nn.gelu(z, approximate=False),
         _gaussian_gain(lambda z: z * (1 + _erf(z / math.sqrt(2))) / 2),

@@ -123,6 +123,18 @@ def test_one_graph_per_input_keeps_the_diagonal_known():
     assert net(IMAGES, None, pattern=(graph, graph[::-1])).same is None
 
 
+@pytest.mark.parametrize("layer", [stax.Relu(), stax.LeakyRelu(0.1), stax.Abs()])
+def test_one_nan_pixel_shows_in_its_outputs_and_no_others(layer):
+    """XLA's maximum followed by a mean passes over NaN on a CPU; the outputs would look fine."""
+    network = stax.serial(stax.Conv(32, (3, 3), padding="SAME"), layer, stax.GlobalAvgPool())
+    images = RNG.normal(size=(16, 16, 16, 3)).astype("f")
+    _, params = network.init_fn(jax.random.key(0), images.shape)
+    images[5, 8, 8, 1] = np.nan
+    found = np.isnan(jax.jit(network.apply_fn)(params, images))
+    np.testing.assert_array_equal(found.all(axis=1), np.arange(16) == 5)
+    np.testing.assert_array_equal(found.any(axis=1), np.arange(16) == 5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_inputs_that_are_not_finite_are_refused_by_name(bad):
     x = VECTORS.copy()

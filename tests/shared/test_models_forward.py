@@ -267,6 +267,20 @@ def test_next_token_loss_and_its_z_term():
     assert half.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("kind", ["mlp", "convnet", "resnet"])
+def test_one_nan_pixel_shows_in_its_logits_and_no_others(kind):
+    """XLA's maximum followed by a mean passes over NaN on a CPU; the loss would look fine."""
+    images = jax.random.normal(KEY, (32, 16, 16, 3))
+    model = {"mlp": models.mlp, "convnet": models.convnet, "resnet": models.resnet}[kind](
+        num_outputs=3
+    )
+    params, state = model.init(KEY, images)
+    run = jax.jit(lambda x: model.apply(params, state, x, train=False, key=None)[0])
+    found = np.isnan(run(images.at[5, 8, 8, 1].set(jnp.nan)))
+    np.testing.assert_array_equal(found.all(axis=1), np.arange(32) == 5)
+    np.testing.assert_array_equal(found.any(axis=1), np.arange(32) == 5)
+
+
 def test_bytes_of_an_image_become_numbers_between_zero_and_one():
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
     model = models.mlp(num_outputs=2, width=5)
