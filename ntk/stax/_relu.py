@@ -189,7 +189,7 @@ class RectifiedMonomialLayer(Activation):
 
     def fn(self, x: Array) -> Array:
         """The function."""
-        return (x >= 0) * x**self.degree
+        return jnp.where(jnp.isnan(x), x, jnp.where(x >= 0, x**self.degree, 0))
 
     def dual(self, cross: Array, var1: Array, var2: Array, q: Array) -> Dual:
         """The arc-cosine kernel of order `degree`, and n^2 times that of order n - 1."""
