@@ -245,6 +245,19 @@ def test_operators_against_dense_algebra():
         assert abs(value - np.linalg.slogdet(dense + 0.1 * np.eye(60))[1]) < 4 * error + 1e-6
 
 
+@pytest.mark.parametrize("columns", [3, 5000])
+def test_solutions_tell_of_nan(columns):
+    """With thousands of columns XLA's maximum on a CPU passes over NaN."""
+    matrix = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
+    y = jnp.ones((3, columns)).at[1, 1].set(jnp.nan)
+    operator = operators.KernelOperator(lambda v: matrix @ v, 3)
+    found = operators.solve(operator, y, noise=0.5)
+    assert np.isnan(found.residual)
+    np.testing.assert_array_equal(np.isnan(found.value).any(axis=0), np.arange(columns) == 1)
+    np.testing.assert_allclose(found.value[:, 0], 1 / np.array([1.5, 2.5, 3.5]), rtol=1e-6)
+    assert operators.solve(operator, jnp.ones((3, columns)), noise=0.5).residual < 1e-6
+
+
 def test_recurrent_limit_of_one_and_two_steps():
     x = np.random.default_rng(0).normal(size=(3, 2, 4))
     net = stax.serial(
