@@ -88,13 +88,12 @@ def indicator(gauge: Array, y: Array) -> Array:
     return jnp.where(gauge <= 1 + slack(y), 0.0, jnp.inf).astype(gauge.dtype)
 
 
-def max_or_nan(x: Array, axis: int | None = None) -> Array:
-    """The largest entry of x >= 0 (those along `axis`), 0 of none and NaN where one is NaN.
+def max_or_nan(x: Array) -> Array:
+    """The largest entry of x >= 0, 0 of none, NaN where one is NaN.
 
     From 4,096 entries on, the maximum that XLA computes on a CPU passes over NaN.
     """
-    top = jnp.max(x, axis=axis, initial=0.0)
-    return jnp.where(jnp.any(jnp.isnan(x), axis=axis), jnp.nan, top)
+    return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, jnp.max(x, initial=0.0))
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:

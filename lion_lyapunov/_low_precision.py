@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 
 from lion_lyapunov._checks import check_count
-from lion_lyapunov._kappa import max_or_nan
 
 Array = jax.Array
 PyTree = Any
@@ -131,8 +130,10 @@ def _scaled_blocks(x: Array, block: int) -> tuple[Array, Array]:
     flat = x.astype(jnp.float32).reshape(-1)
     size = min(block, max(flat.size + flat.size % 2, 2)) if block > flat.size else block
     values = jnp.pad(flat, (0, -flat.size % size)).reshape(-1, size)
-    scales = max_or_nan(jnp.abs(values), axis=1)
-    usable = scales > 0
+    # A block with NaN or infinity becomes NaN. XLA's maximum on a CPU would pass over NaN.
+    scales = jnp.max(jnp.where(jnp.isnan(values), jnp.inf, jnp.abs(values)), axis=1)
+    scales = jnp.where(jnp.isinf(scales), jnp.nan, scales)
+    usable = scales != 0
     return values / jnp.where(usable, scales, 1.0)[:, None], scales
 
 

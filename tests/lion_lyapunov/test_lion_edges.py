@@ -1,5 +1,6 @@
 """What every kappa does with zeros, ties, NaN, scalars and nothing, and states that are saved."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from lion_lyapunov import analysis, lion_k, low_precision
 from lion_lyapunov import kappas as K
+from lion_lyapunov._parts import on_tree
 from lion_lyapunov._signed_power import signed_power
 
 # Compiled once and run briefly: optimising the code would take longer than it saves.
@@ -102,12 +104,16 @@ def test_nan_shows_in_large_leaves(place):
     rows = vector.reshape(-1, 2)
     for kappa in (K.row_l2(), K.col_l2()):
         assert np.isnan(jit(kappa.dual_norm)(rows)), kappa
+    assert np.isnan(jit(K.batched(K.l2()).dual_norm)(rows))
+    leaves = dataclasses.replace(K.l1(), dual_norm=lambda leaf: leaf)
+    assert np.isnan(on_tree(leaves).dual_norm(list(np.asarray(vector[:6001])))) == (place <= 6000)
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("stored", [low_precision.int8(), low_precision.int4()])
-def test_nan_shows_in_large_quantised_momenta(stored):
-    """It fills its block, and no other one."""
-    x = jnp.ones(12_288).at[5000].set(jnp.nan)
+def test_bad_entries_show_in_large_quantised_momenta(stored, bad):
+    """They fill their block with NaN, and no other one."""
+    x = jnp.ones(12_288).at[5000].set(bad)
     block = 256 if stored.name == "int8" else 64
     found = np.isnan(jit(lambda x: stored.decode(stored.encode(x, None), x))(x))
     np.testing.assert_array_equal(np.flatnonzero(found) // block, 5000 // block)
@@ -265,6 +271,12 @@ def test_directions_of_lp_norms_do_not_depend_on_the_scale(p, size):
     rtol = 5e-7 * 2 ** np.ceil(np.log2(p))
     np.testing.assert_allclose(found[0], expected, rtol=rtol)
     np.testing.assert_array_equal(found[1], 0.0)
+
+
+def test_powers_that_floats_cannot_resolve_are_refused():
+    with pytest.raises(ValueError, match=r"p must be at most 1e4, or inf, got 1e\+300"):
+        K.lp(1e300)
+    assert K.lp(np.inf).name == "linf"
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
